@@ -1,0 +1,66 @@
+"""An adapter: its config and its tensors, opened and validated, no data read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.config import AdapterConfig, read_config
+from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS, PickleWeights, SafetensorsWeights, Weights
+from adaptertool.errors import NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.folder import Folder
+    from adaptertool.checkpoint.target import Target
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter checkpoint.
+
+    Attributes:
+        folder: Where it is.
+        config: Its `adapter_config.json`.
+        weights_name: The weights file in that folder.
+        weights: Its tensors.
+    """
+
+    folder: Folder
+    config: AdapterConfig
+    weights_name: str
+    weights: Weights
+
+
+def open_adapter(target: Target) -> Adapter:
+    """Open the adapter at `target`. As in PEFT, safetensors weights win over a pickle beside them.
+
+    Raises:
+        NotFoundError: the config or the weights are missing.
+        CorruptError: one of them breaks its format.
+        UnsupportedError: pickled weights that can't be opened without running what is in them, or on the Hub.
+    """
+    folder = target.folder
+    config = read_config(folder)
+    name = target.weights or _find_weights(folder)
+    if not name.endswith(".bin"):
+        return Adapter(folder, config, name, SafetensorsWeights(folder.open(name)))
+    if not isinstance(folder, LocalFolder):
+        raise UnsupportedError(
+            f"{folder.location} holds pickled weights ({name}), which are not read over the network",
+            hint="Download the repo and name the folder.",
+        )
+    return Adapter(folder, config, name, PickleWeights(folder.path / name, folder.open(name)))
+
+
+def _find_weights(folder: Folder) -> str:
+    files = folder.files()
+    for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
+        if name in files:
+            return name
+    found = [entry for entry in files if entry.endswith((".safetensors", ".bin"))][:5]
+    raise NotFoundError(
+        f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
+        hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
+        code="ADP303",
+    )

@@ -1,0 +1,151 @@
+"""The bytes of one file, wherever it is. Only these classes know a disk from the Hub."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from adaptertool.errors import (
+    AdapterToolError,
+    CorruptError,
+    NoSpaceError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHUNK = 1 << 20
+"""Bytes handed out at a time by `stream`: small enough that a comparison finds them in the processor's cache."""
+
+
+class Bytes(Protocol):
+    """A file of known size that is read in ranges."""
+
+    @property
+    def name(self) -> str:
+        """How messages name the file."""
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes, known before anything in it is trusted."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How many of its bytes were read so far, repeats included."""
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`.
+
+        Raises:
+            CorruptError: the file ends before that, or is not what it was when it was opened.
+            NetworkError: a remote file could not be read within the retries and the time allowed.
+        """
+
+    def stream(self, start: int, length: int) -> Iterator[memoryview]:
+        """The same bytes in pieces, in order. A piece is valid until the next one is asked for."""
+
+    def changed(self) -> bool:
+        """Whether the file is known to be another one now than when it was opened."""
+
+    def close(self) -> None:
+        """Let go of the file; it can't be read afterwards."""
+
+
+def os_error(error: OSError, path: Path | str, doing: str = "read") -> AdapterToolError:
+    """What the operating system refused, as an error of ours.
+
+    Args:
+        error: What was raised.
+        path: The file or folder that it was raised for.
+        doing: The verb of the message.
+    """
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{path} does not exist", hint="Check the path for a typo.")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return PermissionDeniedError(f"cannot {doing} {path}: {reason}", hint="Check its owner and permissions.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            f"cannot {doing} {path}: {reason}", hint="Free some space, or write to another disk with -o DIR."
+        )
+    return UnsupportedError(f"cannot {doing} {path}: {reason}")
+
+
+class LocalBytes:
+    """A file on disk, read with plain reads.
+
+    A memory map would be as fast, but a file that is truncated while it is mapped kills the process with SIGBUS, and the
+    mapped pages count as the process's memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            NotFoundError, PermissionDeniedError, UnsupportedError: as the operating system says.
+        """
+        self.path = path
+        try:
+            if path.is_dir():
+                raise CorruptError(f"{path} is a folder where a file is expected")
+            self._file = path.open("rb", buffering=0)
+            stat = os.fstat(self._file.fileno())
+        except OSError as error:
+            raise os_error(error, path) from error
+        self._identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self._size = stat.st_size
+        self._lock = threading.Lock()
+        self.bytes_read = 0
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """The length when it was opened."""
+        return self._size
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`; see `Bytes.read`."""
+        # Nothing is allocated on the word of a header: a range beyond the file is refused before it is read.
+        if start < 0 or length < 0 or start + length > self._size:
+            raise CorruptError(f"{self.path} ends before byte {start + length}: it is truncated")
+        return b"".join(bytes(piece) for piece in self.stream(start, length))
+
+    def stream(self, start: int, length: int) -> Iterator[memoryview]:
+        """The same bytes in pieces that share one buffer."""
+        buffer = memoryview(bytearray(min(CHUNK, length)))
+        done = 0
+        while done < length:
+            want = buffer[: min(len(buffer), length - done)]
+            try:
+                with self._lock:
+                    self._file.seek(start + done)
+                    got = self._file.readinto(want)
+            except OSError as error:
+                raise os_error(error, self.path) from error
+            if not got:
+                raise CorruptError(f"{self.path} ends before byte {start + length}: it is truncated")
+            done += got
+            self.bytes_read += got
+            yield want[:got]
+
+    def changed(self) -> bool:
+        """Whether the path now leads to another file, or to another length or time of change."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return True
+        return self._identity != (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

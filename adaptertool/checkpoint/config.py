@@ -1,0 +1,172 @@
+"""`adapter_config.json`: what it says, and its text with one value changed and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.errors import CorruptError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adaptertool.checkpoint.folder import Folder
+
+CONFIG_NAME = "adapter_config.json"
+
+MAX_CONFIG_BYTES = 64 << 20
+"""Beyond any config that PEFT writes, token index lists included; a larger file is not read."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A config as it is on disk.
+
+    Attributes:
+        text: The file's text, kept for rewriting it.
+        fields: The same, parsed; fields that PEFT does not know are in it too.
+        name: How messages name the file.
+    """
+
+    text: str
+    fields: Mapping[str, Any]
+    name: str
+
+    @property
+    def peft_type(self) -> str:
+        """The PEFT method, in upper case, such as `RANDLORA`."""
+        return str(self.fields["peft_type"])
+
+    def text_or_none(self, key: str) -> str | None:
+        """A field that is a string, or None where it is missing or null.
+
+        Raises:
+            CorruptError: it is something else (ADP304).
+        """
+        value = self.fields.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        raise self._makes_no_sense(key, "a string")
+
+    def integer(self, key: str, default: int, *, least: int | None = None, most: int | None = None) -> int:
+        """A field that is a whole number.
+
+        Args:
+            key: The field.
+            default: What PEFT takes where it is missing.
+            least: The smallest value that makes sense.
+            most: The largest one.
+
+        Raises:
+            CorruptError: it is something else (ADP304).
+        """
+        value = self.fields.get(key, default)
+        # PEFT's own configs hold ints; JSON writers of other languages may spell them 32.0, which Python's range() rejects.
+        if type(value) is not int:
+            raise self._makes_no_sense(key, "a whole number")
+        if (least is not None and value < least) or (most is not None and value > most):
+            raise self._makes_no_sense(key, f"between {least} and {most}" if most is not None else f"at least {least}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:  # noqa: FBT001
+        """A field that is true or false.
+
+        Raises:
+            CorruptError: it is something else (ADP304).
+        """
+        value = self.fields.get(key, default)
+        if not isinstance(value, bool):
+            raise self._makes_no_sense(key, "true or false")
+        return value
+
+    def _makes_no_sense(self, key: str, due: str) -> CorruptError:
+        shown = json.dumps(self.fields[key])
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return CorruptError(
+            f"{self.name}: {key} is {shown} where it should be {due}",
+            code="ADP304",
+            hint="Restore the config that was saved with these weights.",
+        )
+
+    def with_value(self, key: str, value: bool) -> str:  # noqa: FBT001
+        """The config's text with this top-level field set, every other character as it was."""
+        spans = _top_level_spans(self.text)
+        if key in spans:
+            start, end = spans[key]
+            return self.text[:start] + json.dumps(value) + self.text[end:]
+        close = self.text.rindex("}")
+        body = self.text[:close].rstrip()
+        gap = self.text[len(body) : close]
+        indent = re.search(r"\n[ \t]*(?=\")", self.text)
+        comma = "," if spans else ""
+        entry = f"{indent.group() if indent else ''}{json.dumps(key)}: {json.dumps(value)}"
+        return body + comma + entry + gap + self.text[close:]
+
+
+def read_config(folder: Folder) -> AdapterConfig:
+    """Read the adapter's config.
+
+    Raises:
+        NotFoundError: there is none (ADP304).
+        CorruptError: it is no JSON object that names a PEFT type (ADP304).
+    """
+    name = f"{folder.location}/{CONFIG_NAME}"
+    try:
+        file = folder.open(CONFIG_NAME)
+    except NotFoundError as error:
+        found = [entry for entry in folder.files() if entry.endswith((".json", ".safetensors", ".bin"))][:5]
+        raise NotFoundError(
+            f"{folder.location} is no PEFT adapter: it has no {CONFIG_NAME}",
+            code="ADP304",
+            hint=f"It holds {', '.join(found)}." if found else "An adapter is what PEFT's save_pretrained writes.",
+        ) from error
+    if file.size > MAX_CONFIG_BYTES:
+        raise CorruptError(f"{name} is no config: it is {file.size} bytes long", code="ADP304")
+    content = file.read(0, file.size)
+    file.close()
+    try:
+        text = content.decode("utf-8")
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"a JSON {type(fields).__name__} where an object is due")  # noqa: TRY004
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if content.startswith(b"version https://git-lfs"):
+            reason = "a git-LFS pointer"
+        raise CorruptError(
+            f"{name} is no valid config: {reason}",
+            code="ADP304",
+            hint="Restore the config that was saved with these weights.",
+        ) from error
+    if not isinstance(fields.get("peft_type"), str) or not fields["peft_type"]:
+        raise CorruptError(
+            f"{name} names no peft_type",
+            code="ADP304",
+            hint="Is this a base model's folder, or a config of another library?",
+        )
+    return AdapterConfig(text, fields, name)
+
+
+def _top_level_spans(text: str) -> dict[str, tuple[int, int]]:
+    """Where the value of each top-level field stands in a JSON object that is known to be valid."""
+    decoder = json.JSONDecoder()
+    space = re.compile(r"[ \t\n\r]*")
+
+    def skip(at: int) -> int:
+        match = space.match(text, at)
+        return match.end() if match else at
+
+    spans: dict[str, tuple[int, int]] = {}
+    at = skip(skip(0) + 1)
+    while text[at] == '"':
+        key, at = scanstring(text, at + 1)
+        start = skip(skip(at) + 1)
+        _, end = decoder.raw_decode(text, start)
+        spans[key] = (start, end)
+        at = skip(end)
+        if text[at] == ",":
+            at = skip(at + 1)
+    return spans

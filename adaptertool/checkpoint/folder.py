@@ -1,0 +1,86 @@
+"""Where a checkpoint or a base model is: a folder on disk, or a folder of a Hub repo at one commit."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from adaptertool.checkpoint.bytes import LocalBytes, os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from adaptertool.checkpoint.bytes import Bytes
+
+
+class Folder(Protocol):
+    """A place that holds files by name."""
+
+    @property
+    def location(self) -> str:
+        """The place as reports print it: a path, or `org/name`, with the subfolder where there is one."""
+
+    @property
+    def kind(self) -> Literal["local", "hub"]:
+        """On disk or on the Hub."""
+
+    @property
+    def revision(self) -> str | None:
+        """The commit that every read is pinned to; None on disk."""
+
+    @property
+    def requests(self) -> int | None:
+        """HTTP requests so far; None on disk."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of file content read so far."""
+
+    def files(self) -> Sequence[str]:
+        """Names of the files right in this folder, sorted."""
+
+    def open(self, name: str) -> Bytes:
+        """The file of that name.
+
+        Raises:
+            NotFoundError: there is none.
+            PermissionDeniedError, NetworkError, …: as it happens.
+        """
+
+
+class LocalFolder:
+    """A folder on disk."""
+
+    kind: Literal["local", "hub"] = "local"
+    revision: str | None = None
+    requests: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        """Take the folder as it is; nothing is read yet."""
+        self.path = path
+        self._opened: list[LocalBytes] = []
+
+    @property
+    def location(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from all files that were opened through this folder."""
+        return sum(file.bytes_read for file in self._opened)
+
+    def files(self) -> Sequence[str]:
+        """Names of the files, symlinks to files included."""
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        except OSError as error:
+            raise os_error(error, self.path) from error
+
+    def open(self, name: str) -> Bytes:
+        """Open the file of that name."""
+        file = LocalBytes(self.path / name)
+        self._opened.append(file)
+        return file

@@ -1,0 +1,88 @@
+"""What the user names on the command line, resolved to a folder on disk or on the Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.folder import Folder
+
+WEIGHTS_SUFFIXES = (".safetensors", ".bin")
+
+# The Hub's own rule for names: word characters, dots and dashes, at most one slash.
+_REPO = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@]+))?")
+_HF_URL = re.compile(r"hf://(models/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/@]+))?(/(?P<sub>.*))?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place, and the weights file in it if the user named one."""
+
+    folder: Folder
+    weights: str | None = None
+
+
+def open_target(
+    target: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+) -> Target:
+    """Find out where `target` is. An existing local path wins over a Hub repo of that name, as in `from_pretrained`.
+
+    Args:
+        target: A folder, a weights file, `org/name`, `org/name@revision` or `hf://org/name@revision/sub/folder`.
+        revision: Branch, tag, commit or `refs/pr/N`, for a repo.
+        subfolder: The folder in the repo, or in the local folder.
+        token: Access token for the Hub; by default the one that huggingface_hub finds.
+
+    Raises:
+        NotFoundError: nothing is there.
+        UsageError: a revision is named twice, or for a local path.
+    """
+    text = str(target)
+    path = Path(text)
+    if not text.startswith("hf://") and path.exists():
+        if revision is not None:
+            raise UsageError(f"--revision is for a Hub repo, and {text} is a local path")
+        if path.is_dir():
+            folder = path / subfolder if subfolder else path
+            if not folder.is_dir():
+                raise NotFoundError(f"{folder} does not exist", hint="Check --subfolder for a typo.")
+            return Target(LocalFolder(folder))
+        if path.suffix not in WEIGHTS_SUFFIXES:
+            raise UsageError(
+                f"{text} is neither a folder nor a weights file", hint="Name a folder, or a .safetensors or .bin file."
+            )
+        return Target(LocalFolder(path.parent), weights=path.name)
+    return _hub_target(text, revision, subfolder, token)
+
+
+def _hub_target(text: str, revision: str | None, subfolder: str | None, token: str | None) -> Target:
+    match = (_HF_URL if text.startswith("hf://") else _REPO).fullmatch(text)
+    if match is None or text.startswith((".", "/", "~")) or text.endswith(WEIGHTS_SUFFIXES):
+        raise NotFoundError(
+            f"{text} does not exist", hint="It is no local path, and a Hub repo is written org/name, org/name@revision or hf://org/name."
+        )
+    parts = match.groupdict()
+    if revision and parts["revision"]:
+        raise UsageError(f"two revisions are named: {parts['revision']} in {text}, and --revision {revision}")
+    if subfolder and parts.get("sub"):
+        raise UsageError(f"two subfolders are named: {parts['sub']} in {text}, and --subfolder {subfolder}")
+    from adaptertool.checkpoint.hub import HubFolder
+
+    return Target(
+        HubFolder(
+            parts["repo"],
+            revision=revision or parts["revision"],
+            subfolder=subfolder or parts.get("sub") or None,
+            token=token,
+        )
+    )
