@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.config import AdapterConfig, read_config
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS, PickleWeights, SafetensorsWeights, Weights
+from adaptertool.checkpoint.weights import (
+    PICKLE_WEIGHTS,
+    SAFETENSORS_WEIGHTS,
+    PickleWeights,
+    SafetensorsWeights,
+    Weights,
+)
 from adaptertool.errors import NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -62,5 +68,4 @@ def _find_weights(folder: Folder) -> str:
     raise NotFoundError(
         f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
         hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
-        code="ADP303",
     )

@@ -181,7 +181,9 @@ def parse_header(text: bytes, data_bytes: int, name: str) -> Header:
         end += tensor.nbytes
     if end != data_bytes:
         fault = "truncated" if end > data_bytes else "followed by bytes that belong to no tensor"
-        raise CorruptError(f"{name} is {fault}: the header describes {end} bytes of data, and {data_bytes} follow it", hint=_AGAIN)
+        raise CorruptError(
+            f"{name} is {fault}: the header describes {end} bytes of data, and {data_bytes} follow it", hint=_AGAIN
+        )
     return Header({tensor.name: tensor for tensor in tensors}, metadata, 8 + len(text))
 
 
@@ -217,7 +219,9 @@ def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:  # noqa: ANN401 -
     if bits % 8:
         broken(f"{name!r} does not end on a whole byte")
     if end < start or end - start != bits // 8:
-        broken(f"{name!r} has shape {shape} and dtype {dtype}, so {bits // 8} bytes, and its data_offsets span {end - start}")
+        broken(
+            f"{name!r} has shape {shape} and dtype {dtype}, so {bits // 8} bytes, and its data_offsets span {end - start}"
+        )
     return TensorInfo(name, dtype, tuple(shape), start, end - start)
 
 

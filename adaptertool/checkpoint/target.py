@@ -17,7 +17,9 @@ WEIGHTS_SUFFIXES = (".safetensors", ".bin")
 
 # The Hub's own rule for names: word characters, dots and dashes, at most one slash.
 _REPO = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@]+))?")
-_HF_URL = re.compile(r"hf://(models/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/@]+))?(/(?P<sub>.*))?")
+_HF_URL = re.compile(
+    r"hf://(models/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/@]+))?(/(?P<sub>.*))?"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def _hub_target(text: str, revision: str | None, subfolder: str | None, token: s
     match = (_HF_URL if text.startswith("hf://") else _REPO).fullmatch(text)
     if match is None or text.startswith((".", "/", "~")) or text.endswith(WEIGHTS_SUFFIXES):
         raise NotFoundError(
-            f"{text} does not exist", hint="It is no local path, and a Hub repo is written org/name, org/name@revision or hf://org/name."
+            f"{text} does not exist",
+            hint="It is no local path, and a Hub repo is written org/name, org/name@revision or hf://org/name.",
         )
     parts = match.groupdict()
     if revision and parts["revision"]:

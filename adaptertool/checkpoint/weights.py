@@ -133,7 +133,12 @@ class PickleWeights:
             if dtype is None or tensor.layout != _strided():
                 raise UnsupportedError(f"tensor {name!r} of {path} is {tensor.dtype}, {tensor.layout}: no dense tensor")
             # Names that share one storage are one tensor on disk; torch.save writes it once.
-            identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+            identity = (
+                tensor.untyped_storage().data_ptr(),
+                tensor.storage_offset(),
+                tuple(tensor.shape),
+                tensor.stride(),
+            )
             self._owners[name] = owner_of.setdefault((identity, tensor.dtype), name) if tensor.numel() else name
             self._tensors[name] = tensor
             nbytes = tensor.numel() * tensor.element_size()
@@ -186,7 +191,9 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise os_error(error, path) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{path} is no file that torch.save wrote", hint="Download or copy the file again.") from error
+        raise CorruptError(
+            f"{path} is no file that torch.save wrote", hint="Download or copy the file again."
+        ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
