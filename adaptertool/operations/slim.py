@@ -1,0 +1,264 @@
+"""Strip projections that verify as regenerable, or keep one copy of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adaptertool import __version__
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
+from adaptertool.checkpoint.target import open_target
+from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
+from adaptertool.checkpoint.writer import Change, check_in_place, check_output, replace_in_place, write_folder
+from adaptertool.errors import UsageError
+from adaptertool.methods import method_of
+from adaptertool.operations.inspect import TargetReport, describe_target
+from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about
+from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
+from adaptertool.projection.loader import loader_for
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.findings import Finding
+    from adaptertool.methods.base import Projections
+
+Action = Literal["stripped", "kept-one-copy", "restored", "nothing-to-do", "refused"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The result of `slim` and of `restore`.
+
+    Attributes:
+        target: What was read.
+        dry_run: Whether nothing was written on request.
+        action: What was done, or would be.
+        reason: Why, where nothing was.
+        output: The folder that was written, or would be.
+        bytes_before: The length of the weights file.
+        bytes_after: The length of the new one; the same where nothing changes.
+        tensors_changed: How many tensors were removed, or added.
+        bytes_changed: How many bytes of tensors were.
+        pull_request: The address of the pull request that was opened.
+        projections: What was found out about the projections.
+        findings: What the user should know.
+        hint: What to do after a refusal.
+    """
+
+    target: TargetReport
+    dry_run: bool
+    action: Action
+    reason: str | None
+    output: str | None
+    bytes_before: int
+    bytes_after: int
+    tensors_changed: int = 0
+    bytes_changed: int = 0
+    pull_request: str | None = None
+    projections: ProjectionReport | None = None
+    findings: tuple[Finding, ...] = ()
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a rewritten checkpoint goes.
+
+    Attributes:
+        output: A folder, which gets all files of the source.
+        in_place: The source itself.
+        dry_run: Nowhere; only the plan is made.
+        force: Whether an existing output is overwritten.
+    """
+
+    output: Path | None = None
+    in_place: bool = False
+    dry_run: bool = False
+    force: bool = False
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuse what can't be written, before any work is done.
+
+        Raises:
+            UsageError: there is no place, or more than one, or it can't be written to.
+        """
+        if self.output is not None and self.in_place:
+            raise UsageError("--output and --in-place contradict each other")
+        if self.output is None and not self.in_place and not self.dry_run:
+            raise UsageError("where to?", hint="Add -o DIR, --in-place, --check or --dry-run.")
+        if self.output is not None:
+            check_output(adapter, self.output, force=self.force)
+        elif self.in_place:
+            check_in_place(adapter)
+
+    def carry_out(self, adapter: Adapter, change: Change, progress: Callable[[int], None]) -> str | None:
+        """Write the changed checkpoint, and say where."""
+        if self.dry_run:
+            return str(self.output) if self.output else None
+        if self.output is not None:
+            write_folder(adapter, change, self.output, force=self.force, progress=progress)
+            return str(self.output)
+        replace_in_place(adapter, change, progress)
+        return adapter.folder.location
+
+
+def slim(
+    target: str | Path,
+    *,
+    output: str | Path | None = None,
+    in_place: bool = False,
+    keep_one_copy: bool = False,
+    for_torch: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Rewrite:
+    """Strip the projections of a checkpoint if they verify as regenerable, or keep one copy.
+
+    Args:
+        target: A folder, a weights file, or a Hub repo; see `open_target`.
+        output: The folder to write.
+        in_place: Replace the files of the source.
+        keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
+        for_torch: The torch version that will load the adapter; by default the installed one.
+        dry_run: Verify and plan, and write nothing.
+        force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
+        revision: For a repo, the branch, tag or commit.
+        subfolder: The folder within the target.
+        token: Access token for the Hub.
+        progress: Told how many bytes were compared or written since the last call.
+
+    Raises:
+        AdapterToolError: the checkpoint can't be read, or the output not be written; nothing was changed.
+    """
+    if for_torch is not None:
+        loader_for(for_torch)
+    adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
+    destination = Destination(Path(output) if output else None, in_place, dry_run, force)
+    destination.check(adapter)
+    rule = method_of(adapter.config).projections
+    plan = _plan(adapter, rule, keep_one_copy=keep_one_copy, for_torch=for_torch, force=force, progress=progress)
+    if plan.change is None:
+        return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
+    where = destination.carry_out(adapter, plan.change, progress)
+    return replace(plan.result, target=describe_target(adapter), dry_run=dry_run, output=where)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    result: Rewrite
+    change: Change | None = None
+
+
+def _plan(
+    adapter: Adapter,
+    rule: Projections | None,
+    *,
+    keep_one_copy: bool,
+    for_torch: str | None,
+    force: bool,
+    progress: Callable[[int], None],
+) -> _Plan:
+    size = adapter.weights.file_bytes
+    result = Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+    if rule is None:
+        reason = f"{adapter.config.peft_type} stores no projections that could be drawn again"
+        return _Plan(replace(result, reason=reason))
+    if not rule.stored(adapter.weights.tensors):
+        report = examine(adapter, rule, "none", lambda: None)
+        reason = "the file holds no projections"
+        return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
+    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress)
+    result = replace(result, projections=report, findings=_findings(adapter, report, rule))
+    if keep_one_copy:
+        return _plan_one_copy(adapter, report, result, force=force)
+    if report.verdict != "regenerable" or report.recipe is None:
+        return _refused(adapter, report, result)
+    return _plan_strip(adapter, rule, report, result)
+
+
+def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, *, force: bool) -> _Plan:
+    copies = {name for one in report.tensors for name in one.copies}
+    if not copies:
+        return _Plan(replace(result, reason="the file holds one copy of the projections"))
+    if report.verdict == "copies-differ" and not force:
+        hint = "--force keeps the canonical pair, which is the one that PEFT loads."
+        return _Plan(replace(result, action="refused", reason=f"the copies differ: {report.reason}", hint=hint))
+    weights = NewWeights(_without(adapter, copies), adapter.weights.metadata)
+    return _changed(adapter, result, "kept-one-copy", copies, weights, config_text=None)
+
+
+def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, result: Rewrite) -> _Plan:
+    assert report.recipe is not None  # noqa: S101 - a verified report has one
+    tensors = adapter.weights.tensors
+    removed = {name for one in report.tensors for name in one.tensors}
+    digests = report.fingerprint or {}
+    fingerprint = Fingerprint(
+        report.recipe,
+        {
+            one.kind: RemovedTensor(tensors[one.canonical].shape, tensors[one.canonical].dtype, digests[one.kind])
+            for one in report.tensors
+        },
+        report.loads_with,
+    )
+    # transformers asks for the format in the metadata of every file that it loads.
+    metadata = dict(adapter.weights.metadata or {"format": "pt"})
+    metadata[METADATA_KEY] = fingerprint.to_metadata(__version__)
+    weights = NewWeights(_without(adapter, removed), metadata)
+    config_text = adapter.config.with_value(rule.flag, False) if report.flag else None
+    return _changed(adapter, result, "stripped", removed, weights, config_text)
+
+
+def _changed(
+    adapter: Adapter, result: Rewrite, action: Action, removed: set[str], weights: NewWeights, config_text: str | None
+) -> _Plan:
+    source = adapter.weights
+    pickled = source.format == "pickle"
+    change = Change(
+        weights=weights,
+        weights_name=SAFETENSORS_WEIGHTS if adapter.weights_name == PICKLE_WEIGHTS else adapter.weights_name,
+        config_text=config_text,
+        # With the flag false PEFT ignores what is still stored, and draws what was verified to be the same.
+        config_first=True,
+        obsolete=(adapter.weights_name,) if pickled else (),
+    )
+    shared = {source.stored_as(name) for name in source.tensors if name not in removed}
+    gone = {source.stored_as(name) for name in removed} - shared
+    return _Plan(
+        replace(
+            result,
+            action=action,
+            bytes_after=weights.file_bytes,
+            tensors_changed=len(removed),
+            bytes_changed=sum(source.tensors[name].nbytes for name in gone),
+        ),
+        change,
+    )
+
+
+def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Plan:
+    if report.verdict == "unverified":
+        reason, hint = (
+            "nothing was verified, because torch is not installed",
+            f"{INSTALL_TORCH}, or name --for-torch VERSION.",
+        )
+    else:
+        reason = report.reason or "the projections do not verify"
+        hint = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR keeps what PEFT loads and removes the copies."
+        if report.verdict == "copies-differ" or report.copies < 2:
+            hint = "Keep the file as it is."
+    return _Plan(replace(result, action="refused", reason=reason, hint=hint))
+
+
+def _without(adapter: Adapter, removed: set[str]) -> tuple[NewTensor, ...]:
+    return in_order(kept(adapter.weights, (name for name in adapter.weights.tensors if name not in removed)))
+
+
+def _findings(adapter: Adapter, report: ProjectionReport, rule: Projections) -> tuple[Finding, ...]:
+    return tuple(findings_about(report, adapter, rule))
