@@ -36,7 +36,7 @@ class Change:
     """What a checkpoint shall become.
 
     Attributes:
-        weights: The new weights.
+        weights: The new weights; None where they stay.
         weights_name: The name of their file.
         config_text: The new text of `adapter_config.json`; None where it stays.
         config_first: Whether the config is replaced before the weights; PEFT must load the pair in between to the same
@@ -44,7 +44,7 @@ class Change:
         obsolete: Files that the new weights replace under another name.
     """
 
-    weights: NewWeights
+    weights: NewWeights | None
     weights_name: str
     config_text: str | None
     config_first: bool
@@ -102,16 +102,18 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Callable[[int],
     folder = check_in_place(adapter)
     _sweep(folder)
     with _staging(folder) as stage:
-        _require_space(folder, change.weights.file_bytes)
-        weights = stage(change.weights_name)
-        write_weights(change.weights, weights, progress)
-        _keep_mode(folder / adapter.weights_name, weights)
-        replacements = [(weights, folder / change.weights_name)]
+        replacements = []
+        if change.weights is not None:
+            _require_space(folder, change.weights.file_bytes)
+            weights = stage(change.weights_name)
+            write_weights(change.weights, weights, progress)
+            _keep_mode(folder / adapter.weights_name, weights)
+            replacements.append((weights, folder / change.weights_name))
         if change.config_text is not None:
             config = stage(CONFIG_NAME)
             _write_text(config, change.config_text)
             _keep_mode(folder / CONFIG_NAME, config)
-            replacements.insert(0 if change.config_first else 1, (config, folder / CONFIG_NAME))
+            replacements.insert(0 if change.config_first else len(replacements), (config, folder / CONFIG_NAME))
         _check_unchanged(adapter)
         try:
             for staged, final in replacements:
@@ -152,13 +154,15 @@ def write_folder(
         staged = stage(output.name)
         try:
             staged.mkdir()
-            _require_space(staged, change.weights.file_bytes)
             _copy_others(adapter, change, staged, exclude=output)
-            write_weights(change.weights, staged / change.weights_name, progress)
+            if change.weights is not None:
+                _require_space(staged, change.weights.file_bytes)
+                write_weights(change.weights, staged / change.weights_name, progress)
             config = staged / CONFIG_NAME
             _write_text(config, change.config_text if change.config_text is not None else adapter.config.text)
             if isinstance(adapter.folder, LocalFolder):
-                _keep_mode(adapter.folder.path / adapter.weights_name, staged / change.weights_name)
+                if change.weights is not None:
+                    _keep_mode(adapter.folder.path / adapter.weights_name, staged / change.weights_name)
                 _keep_mode(adapter.folder.path / CONFIG_NAME, config)
                 _keep_mode(adapter.folder.path, staged)
             _sync_folder(staged)
@@ -204,7 +208,9 @@ def _move_into(staged: Path, output: Path, weights_name: str, stage: Callable[..
 def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path) -> None:
     """Copy everything that is neither the weights nor the config."""
     folder = adapter.folder
-    done = {adapter.weights_name, change.weights_name, CONFIG_NAME, *change.obsolete}
+    done = {CONFIG_NAME, *change.obsolete}
+    if change.weights is not None:
+        done |= {adapter.weights_name, change.weights_name}
     if not isinstance(folder, LocalFolder):
         for name in folder.files():
             if name not in done:

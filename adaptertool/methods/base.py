@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.projection.basis import Basis
+    from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.stored import Stored
 
 Role = Literal["trainable", "projection", "projection-copy", "saved-module", "bias", "other"]
@@ -45,6 +46,13 @@ class Projections(Protocol):
         Raises:
             CannotDrawError: the config draws other shapes.
             CorruptError: a config value makes no sense (ADP304).
+        """
+
+    def basis_of(self, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> Basis:
+        """What a recipe draws in these shapes, whatever the config says.
+
+        Raises:
+            CannotDrawError: the shapes are not ones that this method draws.
         """
 
     def depends_on_torch(self, config: AdapterConfig) -> bool:

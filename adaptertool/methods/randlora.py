@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.projection.basis import RandLoraBasis
+    from adaptertool.projection.recipe import Recipe
 
 _PROJECTION = re.compile(r"(?:(?P<module>.*)\.)?(?P<kind>randlora_[AB])")
 _TRAINED = re.compile(r"(?P<module>.*)\.(?P<kind>randlora_(lambda|gamma))")
@@ -51,9 +52,22 @@ class RandLoraProjections:
 
     def basis(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]]) -> RandLoraBasis:
         """The basis in the shapes (r, 1, smaller) and (larger, ceil(smaller / r), r)."""
+        key = config.integer("projection_prng_key", 0, least=_SEEDS[0], most=_SEEDS[1])
+        rank = _rank(config)
+        basis = self._basis(key, _kind(config), shapes)
+        if basis.rank != rank:
+            raise CannotDrawError(f"the config's r is {rank}, and the stored projections have rank {basis.rank}")
+        return basis
+
+    def basis_of(self, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> RandLoraBasis:
+        """The same from a recipe."""
+        if recipe.basis not in _KINDS:
+            raise CannotDrawError(f"{recipe.basis} is no basis of RandLoRA")
+        return self._basis(recipe.key, recipe.basis, shapes)
+
+    def _basis(self, key: int, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> RandLoraBasis:
         from adaptertool.projection.basis import RandLoraBasis
 
-        rank = _rank(config)
         if set(shapes) != set(self.kinds):
             raise CannotDrawError(
                 f"{' and '.join(shapes) or 'neither projection'} stands alone: the pair is incomplete"
@@ -61,15 +75,7 @@ class RandLoraProjections:
         a, b = shapes["randlora_A"], shapes["randlora_B"]
         if len(a) != 3 or len(b) != 3 or a[1] != 1 or 0 in a + b:
             raise CannotDrawError(f"randlora_A {_x(a)} and randlora_B {_x(b)} are no basis of RandLoRA")
-        if a[0] != rank or b[2] != rank:
-            raise CannotDrawError(f"the config's r is {rank}, and the stored projections have rank {a[0]}")
-        basis = RandLoraBasis(
-            key=config.integer("projection_prng_key", 0, least=_SEEDS[0], most=_SEEDS[1]),
-            name=_kind(config),
-            rank=rank,
-            larger=b[0],
-            smaller=a[2],
-        )
+        basis = RandLoraBasis(key=key, name=_KINDS[kind], rank=a[0], larger=b[0], smaller=a[2])
         if basis.larger < basis.smaller or basis.shapes != {"randlora_A": a, "randlora_B": b}:
             raise CannotDrawError(f"randlora_A {_x(a)} and randlora_B {_x(b)} do not belong together")
         return basis
@@ -138,6 +144,13 @@ class RandLora:
 def _rank(config: AdapterConfig) -> int:
     # No layer is as wide as 2^31; a rank beyond that is a slip or an attack, not a setting.
     return config.integer("r", 32, least=1, most=2**31)
+
+
+_KINDS: dict[str, Literal["dense", "sparse", "very-sparse"]] = {
+    "dense": "dense",
+    "sparse": "sparse",
+    "very-sparse": "very-sparse",
+}
 
 
 def _kind(config: AdapterConfig) -> Literal["dense", "sparse", "very-sparse"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from adaptertool.findings import Finding
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, Role
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about
+from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.loader import loader_for, torch_is_installed
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def inspect(
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Inspection:
     """Inspect a checkpoint.
 
@@ -110,7 +110,7 @@ def inspect(
         revision: For a repo, the branch, tag or commit.
         subfolder: The folder within the target.
         token: Access token for the Hub.
-        progress: Told how many bytes were compared since the last call.
+        progress: Who is told how far it got.
 
     Raises:
         AdapterToolError: the checkpoint can't be found, read or understood.
@@ -132,7 +132,7 @@ def inspect(
 
 
 def examine_adapter(
-    adapter: Adapter, level: Level, for_torch: str | None, progress: Callable[[int], None]
+    adapter: Adapter, level: Level, for_torch: str | None, progress: Progress
 ) -> tuple[ProjectionReport | None, list[Finding]]:
     """The projections of an adapter, and all findings about it."""
     rule = method_of(adapter.config).projections
@@ -165,7 +165,8 @@ def _findings_about_values(adapter: Adapter, level: Level) -> list[Finding]:
     if not broken:
         return []
     name, index = next(iter(broken.items()))
-    message = f"{len(broken)} tensor{'s hold' if len(broken) > 1 else ' holds'} NaN or infinity, first {name} at element {index}."
+    count = "1 tensor holds" if len(broken) == 1 else f"{len(broken)} tensors hold"
+    message = f"{count} NaN or infinity, first {name} at element {index}."
     size = sum(weights.tensors[one].nbytes for one in broken)
     return [Finding("ADP301", message, tuple(broken), len(broken), size, "go back to an earlier checkpoint")]
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import Fingerprint
-from adaptertool.projection.loader import Loader
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.methods.base import Projections
+    from adaptertool.projection.loader import Loader
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.stored import Stored
     from adaptertool.projection.verify import Level, Verdict
@@ -56,11 +57,11 @@ class ProjectionReport:
     flag: bool = True
 
     @property
-    def copies_are_the_same(self) -> bool | None:
-        """Whether the copies are known to be the same bytes; None where they were not compared."""
-        if self.verification == "none":
+    def reproduced(self) -> bool | None:
+        """Whether PEFT draws the projections that were stripped again; None where they are stored or nothing was drawn."""
+        if self.stored or self.fingerprint is None or self.verification == "none":
             return None
-        return self.verdict != "copies-differ"
+        return self.reason is None
 
 
 def examine(
@@ -68,7 +69,7 @@ def examine(
     rule: Projections,
     level: Level,
     loader: Callable[[], Loader | None],
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = SILENT,
     *,
     shapes_proven: bool = False,
 ) -> ProjectionReport:
@@ -79,7 +80,7 @@ def examine(
         rule: Its method's rule about them.
         level: How much to compare.
         loader: Gives the torch that will load the adapter, or None; asked only where there is something to compare.
-        progress: Told how many bytes were compared since the last call.
+        progress: Who is told how far it got.
         shapes_proven: Whether the base model is known to make PEFT draw these very shapes.
 
     Raises:
@@ -107,7 +108,8 @@ def examine(
     from adaptertool.projection.dtypes import DTYPE_NAMES
     from adaptertool.projection.verify import Comparison, differing_copy, verify
 
-    comparison = Comparison(weights, level, progress)
+    comparison = Comparison(weights, level, progress.advance)
+    progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in everything))
     shapes = {one.kind: tensors[one.canonical].shape for one in stored}
     dtypes = {tensors[one.canonical].dtype for one in stored}
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +16,7 @@ from adaptertool.errors import UsageError
 from adaptertool.methods import method_of
 from adaptertool.operations.inspect import TargetReport, describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about
+from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for
 
@@ -88,20 +88,21 @@ class Destination:
         if self.output is not None and self.in_place:
             raise UsageError("--output and --in-place contradict each other")
         if self.output is None and not self.in_place and not self.dry_run:
-            raise UsageError("where to?", hint="Add -o DIR, --in-place, --check or --dry-run.")
+            raise UsageError("nothing says where to write", hint="Add -o DIR, --in-place or --dry-run.")
         if self.output is not None:
             check_output(adapter, self.output, force=self.force)
         elif self.in_place:
             check_in_place(adapter)
 
-    def carry_out(self, adapter: Adapter, change: Change, progress: Callable[[int], None]) -> str | None:
+    def carry_out(self, adapter: Adapter, change: Change, progress: Progress) -> str | None:
         """Write the changed checkpoint, and say where."""
         if self.dry_run:
             return str(self.output) if self.output else None
+        progress.phase("writing", change.weights.file_bytes if change.weights else 0)
         if self.output is not None:
-            write_folder(adapter, change, self.output, force=self.force, progress=progress)
+            write_folder(adapter, change, self.output, force=self.force, progress=progress.advance)
             return str(self.output)
-        replace_in_place(adapter, change, progress)
+        replace_in_place(adapter, change, progress.advance)
         return adapter.folder.location
 
 
@@ -117,7 +118,7 @@ def slim(
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Rewrite:
     """Strip the projections of a checkpoint if they verify as regenerable, or keep one copy.
 
@@ -132,7 +133,7 @@ def slim(
         revision: For a repo, the branch, tag or commit.
         subfolder: The folder within the target.
         token: Access token for the Hub.
-        progress: Told how many bytes were compared or written since the last call.
+        progress: Who is told how far it got.
 
     Raises:
         AdapterToolError: the checkpoint can't be read, or the output not be written; nothing was changed.
@@ -163,7 +164,7 @@ def _plan(
     keep_one_copy: bool,
     for_torch: str | None,
     force: bool,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> _Plan:
     size = adapter.weights.file_bytes
     result = Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
@@ -250,7 +251,8 @@ def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Pl
         )
     else:
         reason = report.reason or "the projections do not verify"
-        hint = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR keeps what PEFT loads and removes the copies."
+        command = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR"
+        hint = f"{command} keeps what PEFT loads and removes the copies."
         if report.verdict == "copies-differ" or report.copies < 2:
             hint = "Keep the file as it is."
     return _Plan(replace(result, action="refused", reason=reason, hint=hint))

@@ -121,11 +121,12 @@ class RandLoraBasis:
         """Dense bases are drawn in bfloat16, or in float16 where accelerate sees no bfloat16 support."""
         if self.name != "dense":
             return [Generation("any", None, "float32")]
-        return [
-            Generation(sampler, fusing, dtype)
-            for dtype in ("bfloat16", "float16")
-            for sampler, fusing in (("torch>=2.12", True), ("torch>=2.12", False), ("torch<2.12", None))
-        ]
+        samplers: tuple[tuple[Sampler, bool | None], ...] = (
+            ("torch>=2.12", True),
+            ("torch>=2.12", False),
+            ("torch<2.12", None),
+        )
+        return [Generation(sampler, fusing, dtype) for dtype in ("bfloat16", "float16") for sampler, fusing in samplers]
 
     @property
     def _sparsity(self) -> float:
@@ -230,7 +231,8 @@ def _normalised_16_bit(codes: NDArray[np.uint16], dtype: str) -> Tabulated:
     present = np.flatnonzero(counts)
     weights, exact = counts[present], values[present].astype(np.float64)
     mean = float((weights * exact).sum()) / codes.size
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # Codes that are never drawn overflow; one element alone has no deviation.
+    with np.errstate(all="ignore"):
         variance = np.float64((weights * (exact - mean) ** 2).sum()) / np.float64(codes.size - 1)
         deviation = rounded(np.array([np.sqrt(variance)]).astype(np.float32), dtype)[0]
         return Tabulated(codes, rounded(values / deviation, dtype))

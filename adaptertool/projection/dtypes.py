@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names -> torch's, for the dtypes that a projection can have."""
 
+STORED_NAMES = {name: stored for stored, name in DTYPE_NAMES.items()}
+"""torch's names -> safetensors'."""
+
 BIT_TYPES: dict[str, type[np.unsignedinteger[Any]]] = {
     "bfloat16": np.uint16,
     "float16": np.uint16,

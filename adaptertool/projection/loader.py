@@ -7,8 +7,12 @@ import os
 import platform
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adaptertool.errors import UsageError
+
+if TYPE_CHECKING:
+    from adaptertool.projection.sampler import Sampler
 
 OLDEST = (2, 0)
 """The oldest torch whose drawing is known; PEFT 0.16, the first release read for this, asks for torch 1.13, RandLoRA for 2."""
@@ -33,7 +37,7 @@ class Loader:
     """
 
     name: str
-    sampler: str | None
+    sampler: Sampler | None
     fused_multiply_add: bool
     dtype: str
     installed: bool
@@ -60,7 +64,7 @@ def loader_for(version: str | None) -> Loader | None:
         return _installed() if torch_is_installed() else None
     numbers = parse_version(version)
     fused = _installed_fuses() if torch_is_installed() else _cpu_fuses()
-    sampler = "torch>=2.12" if numbers >= NEW_SAMPLER else "torch<2.12"
+    sampler: Sampler = "torch>=2.12" if numbers >= NEW_SAMPLER else "torch<2.12"
     return Loader(f"torch {version}", sampler, fused, "bfloat16", installed=False)
 
 
@@ -91,7 +95,7 @@ def _installed() -> Loader:
     )
 
 
-def _probe_16_bit() -> str | None:
+def _probe_16_bit() -> Sampler | None:
     """Which of the known samplers the installed torch has: the one that draws what it draws."""
     import numpy as np
     import torch
@@ -104,9 +108,10 @@ def _probe_16_bit() -> str | None:
     drawn = tensor.view(torch.int16).numpy().view(np.uint16).reshape(-1)
     bound = kaiming_bound(_PROBE_SHAPE[-1])
     words = WordStream(0).words(drawn.size)
-    for sampler in ("torch>=2.12", "torch<2.12"):
+    samplers: tuple[Sampler, ...] = ("torch>=2.12", "torch<2.12")
+    for sampler in samplers:
         for fused in (_installed_fuses(), not _installed_fuses()):
-            known = uniform_16_bit(words, -bound, bound, "bfloat16", sampler=sampler, fused_multiply_add=fused)  # type: ignore[arg-type]
+            known = uniform_16_bit(words, -bound, bound, "bfloat16", sampler=sampler, fused_multiply_add=fused)
             if np.array_equal(drawn, known):
                 return sampler
     return None
@@ -133,10 +138,12 @@ def _cpu_fuses() -> bool:
         return False
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
-    try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features
-    except ImportError:  # numpy 1
-        from numpy.core._multiarray_umath import __cpu_features__ as features
+    import importlib
+
+    import numpy as np
+
+    core = "numpy._core" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core"
+    features = importlib.import_module(f"{core}._multiarray_umath").__cpu_features__
     return bool(features.get("AVX2")) and bool(features.get("FMA3"))
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
+    from adaptertool.projection.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Recipe:
 
     key: int
     basis: str
-    sampler: str | None
+    sampler: Sampler | None
     fused_multiply_add: bool | None
     generated_dtype: str
     casts: tuple[str, ...]
@@ -39,7 +40,7 @@ class Recipe:
     @property
     def generation(self) -> Generation:
         """The way of drawing, without the casts."""
-        return Generation(self.sampler, self.fused_multiply_add, self.generated_dtype)  # type: ignore[arg-type]
+        return Generation(self.sampler, self.fused_multiply_add, self.generated_dtype)
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as reports and fingerprints write it."""

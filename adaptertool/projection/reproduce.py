@@ -22,11 +22,16 @@ SAMPLE_ELEMENTS = 4 << 20
 """Projections up to this many elements are drawn and hashed even where only a sample is asked for."""
 
 
+def sha256(bits: NDArray[Any]) -> str:
+    """Of an array's bytes, in hexadecimal."""
+    return hashlib.sha256(memoryview(bits.view("uint8"))).hexdigest()  # type: ignore[arg-type]
+
+
 def redrawn(basis: Basis, recipe: Recipe) -> Iterator[tuple[str, NDArray[Any], str]]:
     """Draw projections by a recipe: kind, bits as they were stored, and their SHA-256."""
     for kind, projection in basis.draw(recipe.generation):
         bits = stored_bits(projection, recipe.casts)
-        yield kind, bits, hashlib.sha256(bits.view("uint8")).hexdigest()
+        yield kind, bits, sha256(bits)
 
 
 def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *, whole: bool) -> str | None:
@@ -51,7 +56,7 @@ def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *
         return f"{loader.name} draws other projections than those that were stripped from this file"
     drawing = basis.draw_with_torch(recipe.generated_dtype) if loader.installed else basis.draw(recipe.generation)
     for kind, projection in drawing:
-        digest = hashlib.sha256(stored_bits(projection, recipe.casts).view("uint8")).hexdigest()
+        digest = sha256(stored_bits(projection, recipe.casts))
         due = fingerprint.tensors[kind].sha256
         if digest != due:
             return f"{kind} as {loader.name} draws it has SHA-256 {digest}, and the fingerprint says {due}"

@@ -157,6 +157,12 @@ class Comparison:
         middle = (info.numel - window) // 2
         return [(begin, begin + window) for begin in (0, middle, info.numel - window)]
 
+    def bytes_of(self, tensor: str) -> int:
+        """How many bytes of a tensor are compared."""
+        info = self.weights.tensors[tensor]
+        size = info.nbytes // info.numel if info.numel else 0
+        return size * sum(stop - start for start, stop in self.extents(tensor))
+
     def difference(self, tensor: str, reference: _Reference, digest: Any = None) -> Difference | None:
         """Compare a stored tensor with the bits that it should have.
 
@@ -302,5 +308,5 @@ def _in_order(basis: Basis, loader: Loader) -> list[Generation]:
     """Every way of drawing it, the loader's own first."""
     known = sorted(basis.generations, key=lambda generation: not draws(loader, generation))
     if loader.installed and not draws(loader, known[0]):
-        return [Generation(loader.sampler, None, loader.dtype), *known]  # type: ignore[arg-type]
+        return [Generation(loader.sampler, None, loader.dtype), *known]
     return known
