@@ -1,0 +1,129 @@
+"""Lily and trainable tokens: a trained tensor that PEFT writes under every layer that shares it is kept once."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
+
+import adaptertool
+from tests.methods.rewriting import assert_loads_alike, changed, configure, tensors
+from tests.methods.written import base, configured, shake, trainable, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("arguments", "copies"),
+    [
+        ({}, 3),
+        ({"stride_A": 2}, 6),
+        ({"stride_A": 2, "target_modules": ["q_proj", "k_proj", "up_proj", "down_proj"]}, 8),
+        ({"target_modules": r".*\.(q_proj|v_proj)"}, 2),
+        ({"target_modules": ["self_attn.q_proj", "o_proj"], "stride_A": 5}, 4),
+    ],
+    ids=str,
+)
+def test_lily_keeps_one_copy(arguments: dict[str, Any], copies: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", "LILY", dtype=dtype, **arguments)
+    before = adaptertool.inspect(written.folder)
+    assert [one.code for one in before.findings] == ["ADP102"]
+    assert before.findings[0].count == copies
+    result = adaptertool.slim(written.folder, output=tmp_path / "slim")
+    assert result.action == "kept-one-copy"
+    assert result.tensors_changed == copies
+    assert_loads_alike(written, tmp_path / "slim")
+    after = adaptertool.inspect(tmp_path / "slim")
+    assert after.findings == ()
+    assert after.adapter.parameters == before.adapter.parameters
+    assert adaptertool.slim(tmp_path / "slim", dry_run=True).action == "nothing-to-do"
+
+
+def test_lily_counts_layers_as_people_do(tmp_path: Path) -> None:
+    """In blocks of three of twelve layers, layer 2 belongs with 0 and 1, not with 10 and 11."""
+    model = base("llama")
+    model.config.num_hidden_layers = 12
+    deep = type(model)(model.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(deep, configured("LILY", "llama", stride_A=3))
+        shake(adapted)
+        adapted.save_pretrained(str(tmp_path))
+    result = adaptertool.inspect(tmp_path, verify="full")
+    assert [one.code for one in result.findings] == ["ADP102"]
+    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(adapted).values())
+    kept = tensors_after_slim(tmp_path)
+    blocks = {name.split(".layers.")[1].split(".")[0] for name in kept if "lily_A" in name}
+    assert blocks == {"0", "3", "6", "9"}
+
+
+def tensors_after_slim(folder: Path) -> dict[str, torch.Tensor]:
+    adaptertool.slim(folder, output=folder / "slim")
+    return tensors(folder / "slim")
+
+
+def test_copies_that_differ_are_kept(tmp_path: Path) -> None:
+    write(tmp_path / "adapter", "LILY")
+
+    def nudge(state: dict[str, torch.Tensor]) -> None:
+        state[next(name for name in state if "layers.1" in name and "lily_B" in name)][0, 0] += 1
+
+    folder = changed(tmp_path / "adapter", tmp_path / "nudged", nudge)
+    result = adaptertool.slim(folder, dry_run=True)
+    assert result.action == "refused"
+    assert "differ" in (result.reason or "")
+    assert [one.code for one in adaptertool.inspect(folder).findings] == ["ADP105"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_tied_tokens_keep_one_copy(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", "TRAINABLE_TOKENS", family, dtype=dtype)
+    assert len(load_file(written.folder / "adapter_model.safetensors")) == 2
+    result = adaptertool.slim(written.folder, output=tmp_path / "slim")
+    assert result.action == "kept-one-copy"
+    assert len(tensors(tmp_path / "slim")) == 1
+    assert_loads_alike(written, tmp_path / "slim")
+
+
+def test_untied_tokens_are_all_kept(tmp_path: Path) -> None:
+    """Two layers that the config targets by name need not be tied, even where they hold the same numbers."""
+    written = write(tmp_path, "TRAINABLE_TOKENS", "llama", tied=False, target_modules=["embed_tokens", "lm_head"])
+    assert len(tensors(tmp_path)) == 2
+    result = adaptertool.inspect(tmp_path)
+    assert result.findings == ()
+    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(written.model).values())
+    assert adaptertool.slim(tmp_path, dry_run=True).action == "nothing-to-do"
+
+
+def test_without_targets_in_the_config_nothing_goes(tmp_path: Path) -> None:
+    write(tmp_path, "TRAINABLE_TOKENS", "gpt2")
+    for targets in (None, "(", [3]):
+        configure(tmp_path, target_modules=targets)
+        assert adaptertool.slim(tmp_path, dry_run=True).action == "nothing-to-do"
+
+
+def test_the_report_says_that_they_were_trained(tmp_path: Path) -> None:
+    write(tmp_path, "LILY")
+    report = adaptertool.inspect(tmp_path).projections
+    assert report is not None
+    assert report.recipe is None
+    assert "trained" in (report.reason or "")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["proj", "q_proj"]], ids=str)
+def test_lily_without_one_common_target_shares_nothing_that_is_certain(targets: Any, tmp_path: Path) -> None:
+    """`all-linear` becomes a list of whole names; which of two fitting suffixes PEFT groups by changes with the process."""
+    written = write(tmp_path, "LILY", stride_A=2, target_modules=targets)
+    assert adaptertool.slim(tmp_path, dry_run=True).action == "nothing-to-do"
+    if targets == "all-linear":
+        parameters = sum(parameter.numel() for parameter in trainable(written.model).values())
+        assert adaptertool.inspect(tmp_path).adapter.parameters == parameters
