@@ -11,7 +11,7 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.findings import Finding
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
-from adaptertool.operations.projections import ProjectionReport, examine, findings_about
+from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.loader import loader_for, torch_is_installed
 
@@ -149,7 +149,7 @@ def examine_adapter(
     adapter: Adapter, level: Level, for_torch: str | None, progress: Progress
 ) -> tuple[ProjectionReport | None, list[Finding]]:
     """The projections of an adapter, and all findings about it."""
-    rule = method_of(adapter.config).projections
+    rule = rule_for(adapter, method_of(adapter.config))
     report, findings = None, []
     if rule is not None:
         report = examine(adapter, rule, level, lambda: loader_for(for_torch), progress)

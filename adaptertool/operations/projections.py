@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.methods.base import Projections
+    from adaptertool.methods.base import Method, Projections
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
     from adaptertool.projection.recipe import Recipe
@@ -44,6 +44,7 @@ class ProjectionReport:
         fingerprint: SHA-256 by kind: of what was stripped, or of what is stored after a full comparison.
         tensors: The stored projections.
         flag: Whether the config says that PEFT loads them from the file; true where it always does.
+        trained: Whether they were trained: then they are no projections, and only copies of them can go.
     """
 
     stored: bool
@@ -59,6 +60,7 @@ class ProjectionReport:
     fingerprint: Mapping[str, str] | None = None
     tensors: tuple[Stored, ...] = ()
     flag: bool = True
+    trained: bool = False
 
     @property
     def reproduced(self) -> bool | None:
@@ -106,6 +108,7 @@ def examine(
         removable_bytes=sum(everything.values()) - one_copy,
         tensors=stored,
         flag=flag,
+        trained=rule.trained,
     )
     if level == "none":
         return report
@@ -147,6 +150,15 @@ def examine(
         reason=outcome.reason,
         fingerprint=outcome.digests or None,
     )
+
+
+def rule_for(adapter: Adapter, method: Method) -> Projections | None:
+    """A method's rule about tensors that need not be stored, where this file can hold some."""
+    rule = method.projections
+    if rule is not None and rule.trained:
+        shared = any(one.copies for one in rule.stored(adapter.weights.tensors, adapter.config))
+        return rule if shared else None
+    return rule
 
 
 def _check_dtypes(basis: Basis, stored: Mapping[str, str]) -> None:

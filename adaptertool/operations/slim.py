@@ -15,7 +15,7 @@ from adaptertool.checkpoint.writer import Change, check_in_place, check_output, 
 from adaptertool.errors import UsageError
 from adaptertool.methods import method_of
 from adaptertool.operations.inspect import TargetReport, describe_target
-from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about
+from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about, rule_for
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for
@@ -143,7 +143,7 @@ def slim(
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     destination = Destination(Path(output) if output else None, in_place, dry_run, force)
     destination.check(adapter)
-    rule = method_of(adapter.config).projections
+    rule = rule_for(adapter, method_of(adapter.config))
     plan = _plan(adapter, rule, keep_one_copy=keep_one_copy, for_torch=for_torch, force=force, progress=progress)
     if plan.change is None:
         return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
@@ -169,7 +169,7 @@ def _plan(
     size = adapter.weights.file_bytes
     result = Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
     if rule is None:
-        reason = f"{adapter.config.peft_type} stores no projections that could be drawn again"
+        reason = f"this {adapter.config.peft_type} adapter stores nothing that could be drawn again, and nothing twice"
         return _Plan(replace(result, reason=reason))
     if not rule.stored(adapter.weights.tensors, adapter.config):
         report = examine(adapter, rule, "none", lambda: None)

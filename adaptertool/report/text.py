@@ -179,7 +179,9 @@ def _share(part: int, total: int) -> str:
 
 def _projections(report: ProjectionReport) -> list[RenderableType]:
     title, style, meaning = _VERDICTS[report.verdict]
-    head = Text("Projections: ", style="bold")
+    if report.trained and report.verdict == "not-regenerable":
+        title, style, meaning = "trained", "green", "and stored more than once"
+    head = Text("Shared tensors: " if report.trained else "Projections: ", style="bold")
     head.append(title, style=f"not bold {style}")
     head.append(f", {meaning}", style="not bold")
     if report.verdict == "regenerable" and report.verification == "sample":
