@@ -26,6 +26,12 @@ def command(
         bool, typer.Option("--keep-one-copy", help="Keep the pair that PEFT loads, and remove the further copies.")
     ] = False,
     for_torch: ForTorch = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="BASE", help="Prove from the base model's headers that PEFT draws these shapes."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing, and exit with 1 where there is something to do.")
@@ -54,6 +60,7 @@ def command(
             in_place=in_place,
             keep_one_copy=keep_one_copy,
             for_torch=for_torch,
+            base=base,
             dry_run=dry_run or check,
             force=force,
             revision=revision,

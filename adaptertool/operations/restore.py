@@ -16,9 +16,8 @@ from adaptertool.checkpoint.writer import Change
 from adaptertool.errors import CorruptError, UnsupportedError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import examine, findings_about
-from adaptertool.operations.slim import Destination, Rewrite
+from adaptertool.operations.slim import Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
 from adaptertool.projection.loader import loader_for
@@ -78,7 +77,7 @@ def restore(
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     destination = Destination(Path(output) if output else None, in_place, dry_run, force)
     destination.check(adapter)
-    result = _result(adapter, dry_run)
+    result = replace(unchanged(adapter), dry_run=dry_run)
     rule = method_of(adapter.config).projections
     if rule is None:
         return replace(result, reason=f"{adapter.config.peft_type} has no projections that are drawn from a seed")
@@ -115,11 +114,6 @@ def restore(
         bytes_changed=sum(tensor.nbytes for tensor in tensors),
         projections=replace(report, recipe=recipe, fingerprint=digests),
     )
-
-
-def _result(adapter: Adapter, dry_run: bool) -> Rewrite:
-    size = adapter.weights.file_bytes
-    return Rewrite(describe_target(adapter), dry_run, "nothing-to-do", None, None, size, size)
 
 
 def _set_flag(

@@ -14,6 +14,7 @@ from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writer import Change, check_in_place, check_output, replace_in_place, write_folder
 from adaptertool.errors import UsageError
 from adaptertool.methods import method_of
+from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.inspect import TargetReport, describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about
 from adaptertool.progress import SILENT, Progress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.findings import Finding
     from adaptertool.methods.base import Projections
+    from adaptertool.projection.stored import Stored
 
 Action = Literal["stripped", "kept-one-copy", "restored", "nothing-to-do", "refused"]
 
@@ -113,6 +115,7 @@ def slim(
     in_place: bool = False,
     keep_one_copy: bool = False,
     for_torch: str | None = None,
+    base: str | None = None,
     dry_run: bool = False,
     force: bool = False,
     revision: str | None = None,
@@ -128,6 +131,8 @@ def slim(
         in_place: Replace the files of the source.
         keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
         for_torch: The torch version that will load the adapter; by default the installed one.
+        base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter. Without it a
+            second adapter's borrowed projections go unnoticed in a file that holds one pair.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
         revision: For a repo, the branch, tag or commit.
@@ -144,11 +149,52 @@ def slim(
     destination = Destination(Path(output) if output else None, in_place, dry_run, force)
     destination.check(adapter)
     rule = method_of(adapter.config).projections
-    plan = _plan(adapter, rule, keep_one_copy=keep_one_copy, for_torch=for_torch, force=force, progress=progress)
+    proven = False
+    if base is not None and rule is not None and (stored := rule.stored(adapter.weights.tensors)):
+        disproof = _disproof(adapter, rule, stored, base, token)
+        if disproof is not None and not keep_one_copy:
+            result = replace(unchanged(adapter), action="refused", dry_run=dry_run, reason=disproof)
+            return replace(result, hint=_one_copy_hint(adapter))
+        proven = disproof is None
+    plan = _plan(
+        adapter,
+        rule,
+        keep_one_copy=keep_one_copy,
+        for_torch=for_torch,
+        force=force,
+        shapes_proven=proven,
+        progress=progress,
+    )
     if plan.change is None:
         return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
     where = destination.carry_out(adapter, plan.change, progress)
     return replace(plan.result, target=describe_target(adapter), dry_run=dry_run, output=where)
+
+
+def unchanged(adapter: Adapter) -> Rewrite:
+    """The result of having done nothing yet."""
+    size = adapter.weights.file_bytes
+    return Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+
+
+def _disproof(
+    adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
+) -> str | None:
+    """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
+    from adaptertool.operations.base_layers import layer_shapes
+
+    try:
+        due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
+    except CannotDrawError as error:
+        return str(error.args[0])
+    for one in stored:
+        shape = adapter.weights.tensors[one.canonical].shape
+        if shape != due[one.kind]:
+            return (
+                f"{one.canonical} has shape {shape}, and PEFT draws {due[one.kind]} for this adapter on {base}: the stored "
+                "one is shared with another adapter"
+            )
+    return None
 
 
 @dataclass(frozen=True)
@@ -164,10 +210,10 @@ def _plan(
     keep_one_copy: bool,
     for_torch: str | None,
     force: bool,
+    shapes_proven: bool,
     progress: Progress,
 ) -> _Plan:
-    size = adapter.weights.file_bytes
-    result = Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+    result = unchanged(adapter)
     if rule is None:
         reason = f"{adapter.config.peft_type} stores no projections that could be drawn again"
         return _Plan(replace(result, reason=reason))
@@ -175,7 +221,7 @@ def _plan(
         report = examine(adapter, rule, "none", lambda: None)
         reason = "the file holds no projections"
         return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
-    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress)
+    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress, shapes_proven=shapes_proven)
     result = replace(result, projections=report, findings=_findings(adapter, report, rule))
     if keep_one_copy:
         return _plan_one_copy(adapter, report, result, force=force)
@@ -251,11 +297,15 @@ def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Pl
         )
     else:
         reason = report.reason or "the projections do not verify"
-        command = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR"
-        hint = f"{command} keeps what PEFT loads and removes the copies."
+        hint = _one_copy_hint(adapter)
         if report.verdict == "copies-differ" or report.copies < 2:
             hint = "Keep the file as it is."
     return _Plan(replace(result, action="refused", reason=reason, hint=hint))
+
+
+def _one_copy_hint(adapter: Adapter) -> str:
+    command = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR"
+    return f"{command} keeps what PEFT loads and removes the copies."
 
 
 def _without(adapter: Adapter, removed: set[str]) -> tuple[NewTensor, ...]:
