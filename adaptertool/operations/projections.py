@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -108,7 +109,7 @@ def examine(
     from adaptertool.projection.dtypes import DTYPE_NAMES
     from adaptertool.projection.verify import Comparison, differing_copy, verify
 
-    comparison = Comparison(weights, level, progress.advance)
+    comparison = Comparison(weights, level, progress.advance, remote=adapter.folder.kind == "hub")
     progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in everything))
     shapes = {one.kind: tensors[one.canonical].shape for one in stored}
     dtypes = {tensors[one.canonical].dtype for one in stored}
@@ -177,7 +178,7 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
     where = adapter.folder.location
     names = tuple(name for one in report.tensors for name in one.tensors)
     copies = tuple(name for one in report.tensors for name in one.copies)
-    slim = f"adaptertool slim {where} -o DIR"
+    slim = f"adaptertool slim {shlex.quote(where)} -o DIR"
     found: list[Finding] = []
 
     def find(code: str, message: str, tensors: tuple[str, ...], size: int | None, fix: str | None) -> None:
@@ -203,7 +204,9 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         message = f"{rule.flag} is false, so PEFT ignores the stored projections and draws " + (
             "the same ones." if same else "them from the seed." if report.verdict == "unverified" else "other ones."
         )
-        find("ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {where} -o DIR")
+        find(
+            "ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {shlex.quote(where)} -o DIR"
+        )
     return found
 
 
@@ -215,7 +218,9 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
         found.append(Finding("ADP106", message, fix=fix))
     if report.recipe is not None:
         if report.verification != "none" and report.reason is not None:
-            found.append(Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {where} -o DIR"))
+            found.append(
+                Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {shlex.quote(where)} -o DIR")
+            )
         return found
     if report.reason is not None or rule.depends_on_torch(adapter.config):
         known = _sentence(report.reason) + " " if report.reason else ""
@@ -224,7 +229,7 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
             f"{known}The projections are drawn again from seed {key} when the adapter is loaded; torch 2.12 or newer draws "
             "others than torch 2.11 or older, and nothing says which drew those that it was trained with."
         )
-        fix = f"adaptertool restore {where} --for-torch VERSION --base BASE -o DIR"
+        fix = f"adaptertool restore {shlex.quote(where)} --for-torch VERSION --base BASE -o DIR"
         found.append(Finding("ADP107", message, fix=fix))
     return found
 

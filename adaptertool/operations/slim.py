@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -304,7 +305,7 @@ def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Pl
 
 
 def _one_copy_hint(adapter: Adapter) -> str:
-    command = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR"
+    command = f"adaptertool slim {shlex.quote(adapter.folder.location)} --keep-one-copy -o DIR"
     return f"{command} keeps what PEFT loads and removes the copies."
 
 
