@@ -109,6 +109,23 @@ def draws(loader: Loader, generation: Generation) -> bool:
     )
 
 
+def why_not(loader: Loader, generation: Generation) -> str:
+    """In what this torch differs from one that draws this way, in a sentence."""
+    differences = []
+    if generation.dtype not in (loader.dtype, "float32"):
+        differences.append(f"they were drawn in {generation.dtype}, and PEFT draws in {loader.dtype} here")
+    if generation.sampler not in ("any", loader.sampler):
+        version = {"torch<2.12": "torch 2.11 or older", "torch>=2.12": "torch 2.12 or newer"}.get(
+            str(generation.sampler)
+        )
+        differences.append(f"they were drawn by the sampler of {version or 'another torch'}")
+    if generation.fused_multiply_add not in (None, loader.fused_multiply_add):
+        differences.append(
+            f"they were drawn {'with' if generation.fused_multiply_add else 'without'} fused multiply-add"
+        )
+    return f"{loader.name} draws other projections from this config: {' and '.join(differences)}"
+
+
 def conditions(recipe: Recipe, base_dtypes: tuple[str, ...]) -> tuple[str, ...]:
     """The conditions under which PEFT draws these very bits again, a sentence each.
 

@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.projection.drawn import stored_bits
-from adaptertool.projection.recipe import draws
+from adaptertool.projection.recipe import draws, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *
             f"from seed {recipe.key}"
         )
     if not draws(loader, recipe.generation):
-        return f"{loader.name} draws other projections than those that were stripped from this file"
+        return why_not(loader, recipe.generation)
     drawing = basis.draw_with_torch(recipe.generated_dtype) if loader.installed else basis.draw(recipe.generation)
     for kind, projection in drawing:
         digest = sha256(stored_bits(projection, recipe.casts))

@@ -16,7 +16,7 @@ import numpy as np
 from adaptertool.projection.basis import Generation
 from adaptertool.projection.drawn import Drawn, cast_chains, load_dtypes, stored_bits
 from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits
-from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for
+from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -272,7 +272,7 @@ def verify(
     loads_with = conditions(recipe, load_dtypes(drawn, match.casts))
     if draws(loader, recipe.generation):
         return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
-    reason = f"{loader.name} draws other projections from this config; these need: {loads_with[0]}"
+    reason = why_not(loader, recipe.generation)
     return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
 
 
