@@ -1,4 +1,4 @@
-"""What to draw for a stripped file without a fingerprint: from what the user says of the training run, and never from a guess."""
+"""What to draw for a stripped file without a fingerprint: what the user says of the training run, never a guess."""
 
 from __future__ import annotations
 

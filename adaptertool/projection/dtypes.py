@@ -38,9 +38,9 @@ def to_bits(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         # Adding half of the dropped part, or a hair less where the kept part is even, carries where rounding is due.
-        return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(
-            np.uint16
-        )
+        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        result: NDArray[Any] = ((bits + half) >> np.uint32(16)).astype(np.uint16)
+        return result
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values.astype(dtype)).view(BIT_TYPES[dtype])
 
@@ -48,8 +48,9 @@ def to_bits(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 def from_bits(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     """The values that `bits` stand for: float64 for float64, else float32."""
     if dtype == "bfloat16":
-        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    values: NDArray[Any] = np.ascontiguousarray(bits).view(dtype)
+        values: NDArray[Any] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return values
+    values = np.ascontiguousarray(bits).view(dtype)
     return values if dtype in ("float32", "float64") else values.astype(np.float32)
 
 

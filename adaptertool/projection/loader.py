@@ -152,7 +152,7 @@ def _has_bfloat16() -> bool:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if torch.backends.mps.is_available():
-        return torch.backends.mps.is_macos_or_newer(14, 0)
+        return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     return True

@@ -24,7 +24,7 @@ SAMPLE_ELEMENTS = 4 << 20
 
 def sha256(bits: NDArray[Any]) -> str:
     """Of an array's bytes, in hexadecimal."""
-    return hashlib.sha256(memoryview(bits.view("uint8"))).hexdigest()  # type: ignore[arg-type]
+    return hashlib.sha256(bits.view("uint8").data).hexdigest()
 
 
 def redrawn(basis: Basis, recipe: Recipe) -> Iterator[tuple[str, NDArray[Any], str]]:

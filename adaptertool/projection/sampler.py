@@ -58,7 +58,8 @@ def ternary(words: NDArray[np.uint32], sparsity: float) -> NDArray[np.int8]:
     uniform = words & np.uint32(0xFFFFFF)
     low = np.float64(np.float32(1 / (2 * sparsity))) * 2**24
     high = np.float64(np.float32(1 - 1 / (2 * sparsity))) * 2**24
-    return (uniform > high).view(np.int8) - (uniform < low).view(np.int8)
+    signs: NDArray[np.int8] = (uniform > high).view(np.int8) - (uniform < low).view(np.int8)
+    return signs
 
 
 def uniform_float32(
@@ -74,7 +75,8 @@ def uniform_float32(
         exact = uniform.astype(np.float64)
         exact *= np.float64(span) * 2.0**-24
         exact += np.float64(low32)
-        return exact.astype(np.float32)
+        value: NDArray[np.float32] = exact.astype(np.float32)
+        return value
     value = uniform.astype(np.float32)
     value *= np.float32(2.0**-24)
     value *= span
@@ -106,7 +108,8 @@ def uniform_16_bit(
         bits = PRECISION_BITS[dtype]
         grid = np.arange(1 << bits, dtype=np.float32) * np.float32(2.0**-bits)
         table = to_bits(grid * (bounds[1] - bounds[0]) + bounds[0], dtype)
-        return table[words & np.uint32((1 << bits) - 1)]
+        chosen: NDArray[np.uint16] = table[words & np.uint32((1 << bits) - 1)]
+        return chosen
     drawn = to_bits(uniform_float32(words, low, high, fused_multiply_add=fused_multiply_add), dtype)
     low_bits, high_bits = to_bits(bounds, dtype)
     drawn[drawn == high_bits] = low_bits
