@@ -15,9 +15,9 @@ import numpy as np
 
 from adaptertool.projection.drawn import Drawn, Tabulated, code_values
 from adaptertool.projection.dtypes import from_bits, rounded
+from adaptertool.projection.generation import Generation, Sampler
 from adaptertool.projection.sampler import (
     CHUNK_WORDS,
-    Sampler,
     WordStream,
     ternary,
     uniform_16_bit,
@@ -26,21 +26,6 @@ from adaptertool.projection.sampler import (
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One way in which some torch draws a basis.
-
-    Attributes:
-        sampler: The generation of the CPU sampler; None for an installed torch whose sampler is none of the known ones.
-        fused_multiply_add: Whether its kernel fuses; None where that makes no difference.
-        dtype: The dtype in which it draws.
-    """
-
-    sampler: Sampler | None
-    fused_multiply_add: bool | None
-    dtype: str
 
 
 class Basis(Protocol):

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adaptertool.checkpoint.header import TORCH_DTYPES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPE_NAMES = TORCH_DTYPES
 """safetensors' names -> torch's, for the dtypes that a projection can have."""
 
 STORED_NAMES = {name: stored for stored, name in DTYPE_NAMES.items()}

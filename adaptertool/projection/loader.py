@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adaptertool.errors import UsageError
 
 if TYPE_CHECKING:
-    from adaptertool.projection.sampler import Sampler
+    from adaptertool.projection.generation import Sampler
 
 OLDEST = (2, 0)
 """The oldest torch whose drawing is known; PEFT 0.16, the first release read for this, asks for torch 1.13, RandLoRA for 2."""

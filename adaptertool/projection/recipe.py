@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.projection.basis import Generation
+from adaptertool.projection.generation import Generation, Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
-    from adaptertool.projection.sampler import Sampler
 
 
 @dataclass(frozen=True)

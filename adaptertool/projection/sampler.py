@@ -16,7 +16,7 @@ two with `ATEN_CPU_CAPABILITY=default`; about one bfloat16 element in 13,000 dif
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from adaptertool.projection.dtypes import rounded, to_bits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Sampler = Literal["torch<2.12", "torch>=2.12", "any"]
-"""A generation of the CPU sampler; `any` where all of them draw the same."""
+    from adaptertool.projection.generation import Sampler
 
 PRECISION_BITS = {"bfloat16": 8, "float16": 11}
 """Bits of a significand, the implicit one included."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from adaptertool.projection.basis import Generation
 from adaptertool.projection.drawn import Drawn, cast_chains, load_dtypes, stored_bits
 from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits
+from adaptertool.projection.generation import Generation
 from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
 if TYPE_CHECKING:
