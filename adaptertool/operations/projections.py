@@ -194,7 +194,13 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         fix = f"{slim} --keep-one-copy" if copies else None
         find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
     if report.verdict == "copies-differ":
-        find("ADP105", f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.", names, None, None)
+        find(
+            "ADP105",
+            f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.",
+            names,
+            None,
+            f"{slim} --keep-one-copy --force",
+        )
     elif copies and adapter.weights.format == "safetensors":
         size = report.bytes - report.one_copy_bytes
         message = f"One shared pair is stored {report.copies} times; PEFT loads one."

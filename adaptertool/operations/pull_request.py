@@ -34,7 +34,8 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
         title = f"Strip the random projections: {smaller}"
         body = (
             f"Removes {tensors}: random projections that were never trained. PEFT draws them again from the seed in the "
-            "config when it loads the adapter. Every stored copy was compared bit for bit with what is drawn, before it was removed. "
+            "config when it loads the adapter. Every stored copy was compared bit for bit with what is drawn, before it "
+            "was removed. "
             "The SHA-256 of each removed tensor stays in the file's metadata, so that they can be checked and restored "
             "(`adaptertool restore`)."
         )

@@ -90,6 +90,7 @@ def restore(
         return _set_flag(adapter, rule, report, result, destination, progress)
     try:
         recipe, shapes, digests = _what_to_draw(adapter, rule, for_torch, base, dtype, token)
+        rule.basis(adapter.config, shapes)  # PEFT must be able to load what is restored
         tensors = _drawn(rule, recipe, shapes, digests)
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None
