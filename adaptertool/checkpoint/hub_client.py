@@ -195,12 +195,14 @@ class HubClient:
 
         Raises:
             UnauthorizedError: the token is none that can be sent.
-            UsageError: the time limit in the environment is no number.
+            UsageError: the endpoint or the time limit in the environment is none.
         """
         import huggingface_hub
         from huggingface_hub import constants
 
         self.endpoint: str = constants.ENDPOINT.rstrip("/")
+        if address(self.endpoint) is None:
+            raise UsageError(f"HF_ENDPOINT is {self.endpoint!r} where the address of a Hub is due, with http(s)://")
         self.timeout = _timeout()
         self.requests = 0
         self._lock = threading.Lock()
@@ -271,8 +273,8 @@ class HubClient:
         match = re.search(r'<([^>]*)>\s*;\s*rel="?next"?', answer.headers.get("link", ""))
         if match is None:
             return None
-        target = urljoin(url, match.group(1))
-        return target if self.is_endpoint(target) else None
+        target = address(match.group(1), url)
+        return target if target is not None and self.is_endpoint(target) else None
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str], subject: Subject, patience: Patience) -> Iterator[Answer]:
@@ -293,10 +295,10 @@ class HubClient:
                 if answer.status not in (301, 302, 303, 307, 308):
                     yield answer
                     return
-                target = urljoin(url, answer.headers.get("location", ""))
             finally:
                 response.close()
-            if urlsplit(target).scheme not in ("https", urlsplit(url).scheme) or not urlsplit(target).hostname:
+            target = address(received.get("location", ""), url)
+            if target is None or (url.startswith("https:") and not target.startswith("https:")):
                 raise self.broken(answer, subject, "it redirects to no address that may be followed")
             url = target
         raise self.broken(answer, subject, "it redirects without end")
@@ -445,6 +447,22 @@ class HubClient:
         text = text.replace(self.token, "***") if self.token else text
         # Addresses of files at a storage host carry a signature that lets anybody read them.
         return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(text.split()))[:200]
+
+
+def address(text: str, base: str = "") -> str | None:
+    """An absolute address of the web; None where it is none.
+
+    Args:
+        text: The address, or one relative to `base`.
+        base: Where it was found.
+    """
+    try:
+        url = urljoin(base, text)
+        parts = urlsplit(url)
+        # A port that is no number shows when it is asked for.
+        return url if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def origin(url: str) -> str:

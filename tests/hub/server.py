@@ -167,6 +167,13 @@ class Fault:
     then: Callable[[], object] | None = None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no news."""
+
+
 class HubServer:
     """A Hub with its storage host.
 
@@ -189,9 +196,8 @@ class HubServer:
         self.active = 0
         self.lock = threading.Lock()
         self.stopping = threading.Event()
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(self)) for handler in (_endpoint, _storage)]
+        self._servers = [_Server(("127.0.0.1", 0), handler(self)) for handler in (_endpoint, _storage)]
         for server in self._servers:
-            server.daemon_threads = True
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         self.endpoint, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
 
@@ -209,6 +215,13 @@ class HubServer:
 
     def fail(self, kind: str, **fault: Any) -> None:
         self.faults.append(Fault(kind, **fault))
+
+    def stored(self, oid: str) -> Content | None:
+        """What large file storage holds under that digest."""
+        if oid in self.uploads:
+            return Plain(self.uploads[oid])
+        held = (file for repo in self.repos.values() for files in repo.commits.values() for file in files.values())
+        return next((file for file in held if file.sha256 == oid), None)
 
     def requests(self, *kinds: str) -> list[Logged]:
         """Requests of these kinds, or all, once what is being answered is answered."""
@@ -276,8 +289,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/json", **(headers or {}), **fault.headers}
         self.send(fault, status, headers, Plain(body), 0, len(body))
 
-    def refuse(self, kind: str, status: int, code: str = "", message: str = "") -> None:
-        headers = {"X-Error-Message": message}
+    def refuse(self, kind: str, status: int, code: str = "", message: str = "", **more: str) -> None:
+        headers = {"X-Error-Message": message, **{name.replace("_", "-"): value for name, value in more.items()}}
         if code:
             headers["X-Error-Code"] = code
         self.answer(kind, status, json.dumps({"error": message}).encode(), headers)
@@ -497,7 +510,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             file = repo.commits[sha].get(path)
             if file is None:
-                self.refuse("resolve", 404, "EntryNotFound", "Entry not found")
+                self.refuse("resolve", 404, "EntryNotFound", "Entry not found", X_Repo_Commit=sha)
                 return
             headers = {"X-Repo-Commit": sha}
             if not is_lfs(path, file):
@@ -540,7 +553,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             for each in wanted:
                 upload = {"href": f"{hub.storage}/upload/{each['oid']}?signature=open-sesame", "header": {}}
                 verify = {"href": f"{hub.endpoint}/{repo_id}.git/info/lfs/verify"}
-                actions = {} if each["oid"] in hub.uploads else {"actions": {"upload": upload, "verify": verify}}
+                actions = {} if hub.stored(each["oid"]) else {"actions": {"upload": upload, "verify": verify}}
                 objects.append({**each, **actions})
             self.answer("batch", 200, json.dumps({"transfer": "basic", "objects": objects}).encode())
 
@@ -568,7 +581,9 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 if line["key"] == "file":
                     files[value["path"]] = Plain(base64.b64decode(value["content"]))
                 elif line["key"] == "lfsFile":
-                    files[value["path"]] = Plain(hub.uploads[value["oid"]])
+                    stored = hub.stored(value["oid"])
+                    assert stored is not None
+                    files[value["path"]] = stored
                 else:
                     del files[value["path"]]
             number = len(repo.pulls) + 1
