@@ -232,9 +232,10 @@ def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path) 
     if change.weights is not None:
         done |= {adapter.weights_name, change.weights_name}
     if not isinstance(folder, LocalFolder):
-        for name in folder.files():
+        for name in folder.walk():
             if name not in done:
                 file = folder.open(name)
+                (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 with (staged / name).open("xb") as copy:
                     for piece in file.stream(0, file.size):
                         copy.write(piece)
