@@ -301,10 +301,9 @@ class HubFolder:
             return self._tree
 
     def _read_tree(self, *, recursive: bool = False) -> dict[str, HubFile]:
-        url: str | None = f"{self.client.endpoint}/api/models/{self.repo_id}/tree/{self.revision}"
-        if self.subfolder:
-            url = f"{url}/{quote(self.subfolder, safe='')}"
-        url += "?recursive=true" if recursive else ""
+        below = f"/{quote(self.subfolder, safe='')}" if self.subfolder else ""
+        query = "?recursive=true" if recursive else ""
+        url: str | None = f"{self.client.endpoint}/api/models/{self.repo_id}/tree/{self.revision}{below}{query}"
         tree: dict[str, HubFile] = {}
         for _ in range(MAX_TREE_PAGES):
             if url is None:

@@ -316,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent["Content-Range"] = f"bytes {start}-{start + length - 1}/{file.size}"
         self.send(fault, status, {**sent, **fault.headers}, file, start + fault.shift, length)
 
-    def send(  # noqa: PLR0917
+    def send(
         self, fault: Fault, status: int, headers: Mapping[str, str], file: Content, start: int, length: int
     ) -> None:
         with self.hub.lock:
