@@ -201,7 +201,11 @@ class BaseLayers:
             return replace(
                 layer, reason="the model's code, as far as it is known, does not say whether this layer has a bias"
             )
-        against = [flag for flag, value in self.code.bias_flags() if value is not layer.bias_stored]
+        against = [
+            flag
+            for flag, value in self.code.bias_flags()
+            if value is not layer.bias_stored and _speaks_of(flag, layer.module)
+        ]
         if against:
             says, holds = _json(not layer.bias_stored), "a" if layer.bias_stored else "no"
             return replace(
@@ -249,6 +253,26 @@ class BaseLayers:
             "decoder",
             "output_projection",
         )
+
+
+_TOPICS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv", "query", "key", "value"),
+    "attn": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv", "query", "key", "value"),
+    "qkv": ("attn", "attention", "q_proj", "k_proj", "v_proj", "qkv", "query", "key", "value"),
+    "mlp": ("mlp", "ffn", "feed_forward", "fc", "gate", "up_proj", "down_proj", "dense", "w1", "w2", "w3"),
+    "conv": ("conv",),
+    "proj_bias": ("proj",),
+    "projector": ("projector",),
+    "norm": ("norm",),
+    "head": ("head",),
+}
+
+
+def _speaks_of(flag: str, module: str) -> bool:
+    """Whether a flag of code that is not known may be about this module: it is unless its name is about other layers."""
+    name, path = flag.rpartition(".")[2].lower(), module.lower()
+    topics = [hints for topic, hints in _TOPICS.items() if topic in name]
+    return not topics or any(hint in path for hints in topics for hint in hints)
 
 
 def _json(value: bool) -> Literal["true", "false"]:

@@ -77,6 +77,7 @@ LORA_MERGE = MergeRule(
     hazard=_hazard,
     out_features="lora_B.weight",
     in_features="lora_A.weight",
+    any_saved_module=True,
 )
 """Layers without `lora_B.bias` need nothing of the base but the layer itself."""
 

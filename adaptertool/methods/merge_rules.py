@@ -46,6 +46,9 @@ class MergeRule:
         hazard: Why a merge that raises nothing gives something else than the adapter; None where it does not.
         out_features: The tensor (its name in the module) whose first dimension is the layer's out_features, if any.
         in_features: The tensor whose last dimension is the layer's in_features, if any.
+        any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
+            RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
+            the LoRA and HiRA tuners have their own.
     """
 
     peft_type: str
@@ -56,6 +59,7 @@ class MergeRule:
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     out_features: str | None = None
     in_features: str | None = None
+    any_saved_module: bool = False
 
 
 def _never(peft_type: str, why: str) -> MergeRule:
@@ -81,7 +85,7 @@ NEVER = (
 """Methods without a merge."""
 
 WEIGHT_ONLY = tuple(
-    MergeRule(peft_type, prefixes)
+    MergeRule(peft_type, prefixes, any_saved_module=peft_type in ("ADALORA", "HIRA"))
     for peft_type, prefixes in {
         "ADALORA": ("lora_",),
         "ADAMSS": ("adamss_",),

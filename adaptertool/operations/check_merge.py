@@ -9,7 +9,7 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import adapted_layers
+from adaptertool.merge.adapted import adapted_layers, saved_without_weight
 from adaptertool.merge.base import open_base
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
@@ -114,7 +114,7 @@ def check_merge(
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
         results,
-        _findings(adapted, results, rule),
+        (*_findings(adapted, results, rule), *_saved_modules(opened, rule)),
         ways_out(layers, missing) if missing else (),
         _note(results),
     )
@@ -207,6 +207,23 @@ def _findings(adapted: Sequence[AdaptedLayer], results: Sequence[LayerResult], r
         message = f"{where}, {reason}{'.' + raised if raised else ''}"
         findings.append(Finding(code, message[:1].upper() + message[1:], tuple(tensors_of), count))
     return tuple(sorted(findings, key=lambda finding: finding.code))
+
+
+def _saved_modules(adapter: Adapter, rule: MergeRule) -> tuple[Finding, ...]:
+    named = adapter.config.fields.get("modules_to_save")
+    if rule.any_saved_module or not isinstance(named, list):
+        return ()
+    names = [name for name in named if isinstance(name, str)]
+    return tuple(
+        Finding(
+            "ADP207",
+            f"{module} is saved whole (modules_to_save) and has no weight of its own; PEFT raises AttributeError: object has "
+            f"no attribute 'weight' when it puts such a module back after merging {rule.peft_type} layers",
+            tuple(name for name in adapter.weights.tensors if f".{module}." in f".{name}"),
+            1,
+        )
+        for module in saved_without_weight(adapter.weights.tensors, names)
+    )
 
 
 def _note(results: Sequence[LayerResult]) -> str | None:

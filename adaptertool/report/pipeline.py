@@ -69,8 +69,12 @@ def merge_result(report: MergeReport) -> PipelineResult:
             counts[layer.reason or ""] = counts.get(layer.reason or "", 0) + 1
     open_questions = [f"{count} of {len(report.layers)} layers: {reason}" for reason, count in counts.items()]
     checks = [_layer_check(layer) for layer in report.layers]
-    if not checks:
-        checks = [Check("merge", "failed", finding.code, finding.message) for finding in report.findings]
+    by_layer = {layer.code for layer in report.layers}
+    checks += [
+        Check(finding.name, "failed", finding.code, finding.message)
+        for finding in report.findings
+        if finding.severity == "error" and (finding.code not in by_layer)
+    ]
     if not checks:
         checks = [Check("merge", "open", None, report.note or "")]
         open_questions = [report.note or "nothing could be checked"]
