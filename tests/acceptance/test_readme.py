@@ -1,0 +1,76 @@
+"""What the README shows is what the program does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adaptertool.cli import main
+from adaptertool.findings import CODES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that looks like a clone, in which the README's commands may write."""
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def shown(text: str) -> re.Pattern[str]:
+    """The output as the README shows it, where a line of three dots stands for the rest."""
+    return re.compile(re.escape(text.rstrip("\n")).replace(r"\.\.\.", ".*"), re.DOTALL)
+
+
+def test_every_console_block(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = [block.split("\n", 1) for block in blocks("console")]
+    assert examples
+    for command, output in examples:
+        program, *arguments = shlex.split(command.removeprefix("$ "))
+        assert program == "adaptertool"
+        main(arguments)
+        printed = capsys.readouterr().out.rstrip("\n")
+        assert shown(output).fullmatch(printed), f"{command}\n{printed}"
+
+
+def test_every_python_block(clone: Path) -> None:
+    for block in blocks("python"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", block]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_named() -> None:
+    for command in ("inspect", "slim", "restore", "check-merge", "explain"):
+        assert f"`adaptertool {command}`" in README
+
+
+def test_ci_runs_the_development_block() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "## Development" in script
+    after = README.split("## Development", 1)[1]
+    first = re.search(r"^```bash\n(.*?)^```", after, re.DOTALL | re.MULTILINE)
+    assert first is not None
+    assert "pytest" in first[1]
+
+
+def test_codes_that_are_named_exist() -> None:
+    assert set(re.findall(r"ADP\d{3}", README)) <= set(CODES)
