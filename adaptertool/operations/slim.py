@@ -208,10 +208,8 @@ def _changed(
 
 def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Plan:
     if report.verdict == "unverified":
-        reason, hint = (
-            "nothing was verified, because torch is not installed",
-            f"{INSTALL_TORCH}, or name --for-torch VERSION.",
-        )
+        reason = f"torch is not installed, so nothing was verified: {INSTALL_TORCH}"
+        hint = "Or name the torch that will load the adapter with --for-torch VERSION."
     else:
         reason = report.reason or "the projections do not verify"
         hint = _one_copy_hint(adapter)
