@@ -71,7 +71,7 @@ class AdapterConfig:
             raise self._makes_no_sense(key, f"between {least} and {most}" if most is not None else f"at least {least}")
         return value
 
-    def flag(self, key: str, default: bool) -> bool:  # noqa: FBT001
+    def flag(self, key: str, default: bool) -> bool:
         """A field that is true or false.
 
         Raises:
@@ -91,7 +91,7 @@ class AdapterConfig:
             hint="Restore the config that was saved with these weights.",
         )
 
-    def with_value(self, key: str, value: bool) -> str:  # noqa: FBT001
+    def with_value(self, key: str, value: bool) -> str:
         """The config's text with this top-level field set, every other character as it was."""
         spans = _top_level_spans(self.text)
         if key in spans:
@@ -131,7 +131,7 @@ def read_config(folder: Folder) -> AdapterConfig:
         text = content.decode("utf-8")
         fields = json.loads(text)
         if not isinstance(fields, dict):
-            raise ValueError(f"a JSON {type(fields).__name__} where an object is due")  # noqa: TRY004
+            raise ValueError(f"a JSON {type(fields).__name__} where an object is due")
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         if content.startswith(b"version https://git-lfs"):

@@ -187,7 +187,7 @@ def parse_header(text: bytes, data_bytes: int, name: str) -> Header:
     return Header({tensor.name: tensor for tensor in tensors}, metadata, 8 + len(text))
 
 
-def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:  # noqa: ANN401 - JSON is whatever it is
+def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:
     if not isinstance(entry, dict):
         broken(f"the entry of {name!r} is no object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

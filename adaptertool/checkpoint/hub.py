@@ -130,6 +130,7 @@ class HubFolder:
         self.client = HubClient(token)
         self._opened: list[LocalBytes | HubBytes] = []
         self._tree: dict[str, HubFile] | None = None
+        self._below: dict[str, HubFile] = {}
         self._lock = threading.Lock()
         self.revision: str = self._resolve()
 
@@ -181,6 +182,19 @@ class HubFolder:
         except OSError as error:
             raise os_error(error, folder) from error
 
+    def walk(self) -> Sequence[str]:
+        """Names of all files in this folder and below it; in offline mode, of those that the cache holds.
+
+        Raises:
+            NotFoundError: no such subfolder or commit.
+            GatedError, UnauthorizedError, NetworkError: as it happens.
+        """
+        if self.client.offline:
+            folder = self._snapshot()
+            return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        self._below = self._read_tree(recursive=True)
+        return sorted(self._below)
+
     def open(self, name: str) -> Bytes:
         """The file of that name: from the cache if it holds the file of this commit, else read in ranges.
 
@@ -189,13 +203,13 @@ class HubFolder:
             OfflineError: offline mode, and the cache does not know.
             GatedError, UnauthorizedError, NetworkError: as it happens.
         """
-        if "/" in name or name in ("", ".", ".."):
-            raise NotFoundError(f"{self.location} holds no {name!r}", hint="Names of files hold no slash.")
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise NotFoundError(f"{self.location} holds no {name!r}", hint="That is no name of a file.")
         cached = self._cached(name)
         if cached is not None:
             self._opened.append(cached)
             return cached
-        entry = self._entries().get(name)
+        entry = self._below.get(name) or self._entries().get(name)
         if entry is None:
             raise NotFoundError(
                 f"{self.location} holds no {name} at revision {self.named_revision or 'main'}",
@@ -286,10 +300,10 @@ class HubFolder:
                 self._tree = self._read_tree()
             return self._tree
 
-    def _read_tree(self) -> dict[str, HubFile]:
-        url: str | None = f"{self.client.endpoint}/api/models/{self.repo_id}/tree/{self.revision}"
-        if self.subfolder:
-            url = f"{url}/{quote(self.subfolder, safe='')}"
+    def _read_tree(self, *, recursive: bool = False) -> dict[str, HubFile]:
+        below = f"/{quote(self.subfolder, safe='')}" if self.subfolder else ""
+        query = "?recursive=true" if recursive else ""
+        url: str | None = f"{self.client.endpoint}/api/models/{self.repo_id}/tree/{self.revision}{below}{query}"
         tree: dict[str, HubFile] = {}
         for _ in range(MAX_TREE_PAGES):
             if url is None:
@@ -298,16 +312,17 @@ class HubFolder:
             if not isinstance(entries, list):
                 self._no_hub(f"its list of the files of {self.location} is none")
             for entry in entries:
-                file = self._file(entry)
+                file = self._file(entry, recursive=recursive)
                 if file is not None:
                     tree[file.name] = file
         return tree
 
-    def _file(self, entry: Any) -> HubFile | None:
+    def _file(self, entry: Any, *, recursive: bool) -> HubFile | None:
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             self._no_hub(f"its list of the files of {self.location} has an entry without a path")
-        folder, _, name = entry["path"].rpartition("/")
-        if entry.get("type") != "file" or folder != (self.subfolder or ""):
+        here = f"{self.subfolder}/" if self.subfolder else ""
+        name = entry["path"].removeprefix(here)
+        if entry.get("type") != "file" or not entry["path"].startswith(here) or ("/" in name and not recursive):
             return None
         size, lfs, blob_id = entry.get("size"), entry.get("lfs"), entry.get("oid")
         if type(size) is not int or size < 0:

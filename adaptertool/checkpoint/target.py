@@ -36,6 +36,7 @@ def open_target(
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | None = None,
+    single_names: bool = False,
 ) -> Target:
     """Find out where `target` is. An existing local path wins over a Hub repo of that name, as in `from_pretrained`.
 
@@ -44,6 +45,7 @@ def open_target(
         revision: Branch, tag, commit or `refs/pr/N`, for a repo.
         subfolder: The folder in the repo, or in the local folder.
         token: Access token for the Hub; by default the one that huggingface_hub finds.
+        single_names: Whether `name` alone can be a repo: base models of the Hub's first years, such as `gpt2`, can.
 
     Raises:
         NotFoundError: nothing is there.
@@ -64,12 +66,15 @@ def open_target(
                 f"{text} is neither a folder nor a weights file", hint="Name a folder, or a .safetensors or .bin file."
             )
         return Target(LocalFolder(path.parent), weights=path.name)
-    return _hub_target(text, revision, subfolder, token)
+    return _hub_target(text, revision, subfolder, token, single_names=single_names)
 
 
-def _hub_target(text: str, revision: str | None, subfolder: str | None, token: str | None) -> Target:
+def _hub_target(
+    text: str, revision: str | None, subfolder: str | None, token: str | None, *, single_names: bool
+) -> Target:
     match = (_HF_URL if text.startswith("hf://") else _REPO).fullmatch(text)
-    if match is None or text.startswith((".", "/", "~")) or text.endswith(WEIGHTS_SUFFIXES):
+    named = match is not None and ("/" in match["repo"] or single_names)
+    if match is None or not named or text.startswith((".", "/", "~")) or text.endswith(WEIGHTS_SUFFIXES):
         raise NotFoundError(
             f"{text} does not exist",
             hint="It is no local path, and a Hub repo is written org/name, org/name@revision or hf://org/name.",

@@ -316,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent["Content-Range"] = f"bytes {start}-{start + length - 1}/{file.size}"
         self.send(fault, status, {**sent, **fault.headers}, file, start + fault.shift, length)
 
-    def send(  # noqa: PLR0917
+    def send(
         self, fault: Fault, status: int, headers: Mapping[str, str], file: Content, start: int, length: int
     ) -> None:
         with self.hub.lock:
@@ -474,6 +474,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if repo is None or sha is None:
                 return
             prefix = f"{folder}/" if folder else ""
+            recursive = query.get("recursive", ["false"])[0].lower() == "true"
             entries: dict[str, dict[str, Any]] = {}
             for path, file in sorted(repo.commits[sha].items()):
                 if not path.startswith(prefix):
@@ -481,7 +482,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 name, slash, _ = path[len(prefix) :].partition("/")
                 if slash:
                     entries[prefix + name] = {"type": "directory", "oid": "d" * 40, "size": 0, "path": prefix + name}
-                else:
+                if recursive or not slash:
                     entries[path] = _entry(path, file)
             if not entries and folder:
                 self.refuse("tree", 404, "EntryNotFound", f'{folder} does not exist on "{revision}"')
@@ -491,6 +492,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             headers = {}
             if begin + hub.page < len(entries):
                 there = f"{hub.endpoint}{urlsplit(self.path).path}?cursor={begin + hub.page}"
+                there += "&recursive=true" if recursive else ""
                 headers["Link"] = f'<{there}>; rel="next"'
             self.answer("tree", 200, json.dumps(page).encode(), headers)
 

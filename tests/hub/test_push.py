@@ -161,7 +161,7 @@ def test_a_file_that_is_gone(hub: HubServer, folder: HubFolder, tmp_path: Path) 
         ("commit", {"delay": 3.0}, NetworkError, "could not open"),
     ],
 )
-def test_what_goes_wrong_is_told(  # noqa: PLR0917
+def test_what_goes_wrong_is_told(
     hub: HubServer,
     folder: HubFolder,
     slimmed: dict[str, Path],

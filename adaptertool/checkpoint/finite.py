@@ -1,0 +1,50 @@
+"""NaN and infinity in tensors, found by looking at the bytes that hold the exponents.
+
+Plain byte operations keep numpy out of commands that need nothing else of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.weights import Weights
+
+# dtype -> (bytes an element, values of the high byte that can belong to NaN or infinity, mask and least value of the byte
+# below it that make it so; None where the high byte decides alone).
+_EXPONENTS: dict[str, tuple[int, bytes, int | None]] = {
+    "F64": (8, b"\x7f\xff", 0xF0),
+    "F32": (4, b"\x7f\xff", 0x80),
+    "BF16": (2, b"\x7f\xff", 0x80),
+    "F16": (2, bytes((*range(0x7C, 0x80), *range(0xFC, 0x100))), None),
+    "F8_E5M2": (1, bytes((*range(0x7C, 0x80), *range(0xFC, 0x100))), None),
+    "F8_E4M3": (1, b"\x7f\xff", None),
+    "F8_E4M3FNUZ": (1, b"\x80", None),
+    "F8_E5M2FNUZ": (1, b"\x80", None),
+    "F8_E8M0": (1, b"\xff", None),
+}
+
+
+def first_not_finite(weights: Weights, name: str) -> int | None:
+    """The index of the first element that is NaN or infinite, in row-major order; None where all are finite.
+
+    Integer dtypes are always finite.
+    """
+    rule = _EXPONENTS.get(weights.tensors[name].dtype)
+    if rule is None:
+        return None
+    size, high_bytes, least_below = rule
+    suspects = bytes(set(range(256)) - set(high_bytes))
+    seen, rest = 0, b""
+    for piece in weights.stream(name):
+        data = rest + bytes(piece)
+        whole = len(data) - len(data) % size
+        rest = data[whole:]
+        high = data[size - 1 : whole : size]
+        if len(high.translate(None, suspects)):
+            below = data[size - 2 : whole : size] if least_below is not None else high
+            for index, byte in enumerate(high):
+                if byte in high_bytes and (least_below is None or below[index] >= least_below):
+                    return seen + index
+        seen += whole // size
+    return None

@@ -1,0 +1,138 @@
+"""A safetensors file written tensor by tensor, then read back and compared with what it was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.bytes import LocalBytes, os_error
+from adaptertool.checkpoint.header import DTYPE_BITS, read_header
+from adaptertool.errors import CorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from adaptertool.checkpoint.weights import Weights
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written.
+
+    Attributes:
+        name: Its name.
+        dtype: The format's name of its dtype.
+        shape: Elements along each dimension.
+        nbytes: Its length.
+        stream: Gives its bytes in pieces, afresh at each call.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    stream: Callable[[], Iterable[memoryview]]
+
+
+@dataclass(frozen=True)
+class NewWeights:
+    """A weights file to be written.
+
+    Attributes:
+        tensors: In the order of their data; wider dtypes first, as safetensors orders them, so that all are aligned.
+        metadata: The file's `__metadata__`.
+    """
+
+    tensors: tuple[NewTensor, ...]
+    metadata: Mapping[str, str] | None
+
+    def header(self) -> bytes:
+        """Length and JSON of the header, padded so that the data begins at a multiple of eight bytes."""
+        document: dict[str, object] = {} if self.metadata is None else {"__metadata__": dict(self.metadata)}
+        end = 0
+        for tensor in self.tensors:
+            offsets = [end, end + tensor.nbytes]
+            document[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+            end += tensor.nbytes
+        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def file_bytes(self) -> int:
+        """How long the file will be."""
+        return len(self.header()) + sum(tensor.nbytes for tensor in self.tensors)
+
+
+def kept(weights: Weights, names: Iterable[str]) -> list[NewTensor]:
+    """Tensors of an existing file, to be written again as they are."""
+
+    def stream_of(name: str) -> Callable[[], Iterator[memoryview]]:
+        return lambda: weights.stream(name)
+
+    return [
+        NewTensor(info.name, info.dtype, info.shape, info.nbytes, stream_of(info.name))
+        for info in (weights.tensors[name] for name in names)
+    ]
+
+
+def in_order(tensors: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
+    """Wider dtypes first; tensors of one width stay in their order."""
+    return tuple(sorted(tensors, key=lambda tensor: -DTYPE_BITS[tensor.dtype]))
+
+
+def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+    """Write a new file, flush it to disk, read it back and compare.
+
+    Args:
+        weights: What it shall hold.
+        path: A file that does not exist yet.
+        progress: Told how many bytes were written since the last call.
+
+    Raises:
+        NoSpaceError, PermissionDeniedError: as the operating system says.
+        CorruptError: what was read back is not what was written, or the source changed in between.
+    """
+    try:
+        with path.open("xb") as file:
+            file.write(weights.header())
+            for tensor in weights.tensors:
+                written = 0
+                for piece in tensor.stream():
+                    file.write(piece)
+                    written += len(piece)
+                    progress(len(piece))
+                if written != tensor.nbytes:
+                    raise CorruptError(f"{tensor.name} has {written} bytes where its header says {tensor.nbytes}")
+            file.flush()
+            os.fsync(file.fileno())
+            # What is compared next should come from the disk, not from the pages that were just written.
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise os_error(error, path.parent, "write to") from error
+    _compare(weights, path)
+
+
+def _compare(weights: NewWeights, path: Path) -> None:
+    file = LocalBytes(path)
+    try:
+        header = read_header(file)
+        if header.metadata != weights.metadata or list(header.tensors) != [one.name for one in weights.tensors]:
+            raise CorruptError(f"{path} reads back with another header than was written")
+        for tensor in weights.tensors:
+            info = header.tensors[tensor.name]
+            start = header.data_start + info.start
+            for piece in tensor.stream():
+                if file.read(start, len(piece)) != piece:
+                    raise CorruptError(
+                        f"{path} reads back differently from its source at {tensor.name}",
+                        hint="The source changed while it was read, or the disk is failing. Nothing was changed.",
+                    )
+                start += len(piece)
+    finally:
+        file.close()

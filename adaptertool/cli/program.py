@@ -1,0 +1,103 @@
+"""The program: its commands, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+
+from adaptertool import __version__
+from adaptertool.cli import check_merge, explain, inspect, restore, slim
+from adaptertool.cli.output import print_error
+from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
+
+INTERRUPTED = 130
+"""The exit code that shells expect after Ctrl-C."""
+
+# Any error that the parser raises about its arguments; typer has moved the class between releases, its subclass stays put.
+_PARSER_ERRORS: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="adaptertool",
+    help="Inspect and repair PEFT adapter checkpoints.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"adaptertool {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Exit codes: 0 fine or done, 1 the answer is no, 2 usage, 3 could not find out; nothing was changed."
+)
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Inspect and repair PEFT adapter checkpoints."""
+
+
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.command)
+app.command("slim", epilog=slim.EXAMPLES)(slim.command)
+app.command("restore", epilog=restore.EXAMPLES)(restore.command)
+app.command("check-merge", epilog=check_merge.EXAMPLES)(check_merge.command)
+app.command("explain", epilog=explain.EXAMPLES)(explain.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        arguments: Those after the program's name; by default the process's own.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal can't show is escaped, not fatal.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    as_json = _asks_for_json(arguments)
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="adaptertool", standalone_mode=False)
+        sys.stdout.flush()
+    except AdapterToolError as error:
+        print_error(error, as_json=as_json)
+        return error.exit_code
+    except _PARSER_ERRORS as error:
+        message = error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 0
+        print_error(UsageError(message or "no command", hint="adaptertool --help"), as_json=as_json)
+        return UsageError.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print_error(NoSpaceError("not enough memory"), as_json=as_json)
+        return NoSpaceError.exit_code
+    except OSError as error:
+        print_error(UnsupportedError(str(error)), as_json=as_json)
+        return UnsupportedError.exit_code
+    if code == INTERRUPTED:
+        print_error(UnsupportedError("interrupted; nothing was changed"), as_json=as_json)
+    return int(code or 0)
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    return "--format=json" in arguments or any(pair == ("--format", "json") for pair in pairwise(arguments))

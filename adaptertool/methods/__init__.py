@@ -1,0 +1,25 @@
+"""What the tool knows about each PEFT method: which tensor plays which role, what is drawn from a seed.
+
+A method with more to say than a prefix has a file of its own; adding one is that file and a line in the table here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptertool.methods.plain import PLAIN_METHODS, unknown_method
+from adaptertool.methods.randlora import RandLora
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.methods.base import Method
+
+METHODS: Mapping[str, Method] = {method.peft_type: method for method in (*PLAIN_METHODS, RandLora())}
+"""All methods of PEFT 0.21.2, by `peft_type`."""
+
+
+def method_of(config: AdapterConfig) -> Method:
+    """The method that a config names; one that claims nothing where this version does not know it."""
+    return METHODS.get(config.peft_type.upper()) or unknown_method(config.peft_type)

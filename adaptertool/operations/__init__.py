@@ -1,0 +1,1 @@
+"""What the commands do, as functions from a target to a result. They print nothing."""

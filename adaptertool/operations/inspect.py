@@ -1,0 +1,219 @@
+"""What is in a checkpoint, and what is in it needlessly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.checkpoint.target import open_target
+from adaptertool.findings import Finding
+from adaptertool.methods import method_of
+from adaptertool.methods.base import ROLES, Role
+from adaptertool.operations.projections import ProjectionReport, examine, findings_about
+from adaptertool.progress import SILENT, Progress
+from adaptertool.projection.loader import loader_for, torch_is_installed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Literal
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.projection.verify import Level
+
+FINITE_SAMPLE_BYTES = 64 << 20
+"""How much of the tensors that are no projections a sample looks at for NaN and infinity, on disk."""
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """Where a checkpoint was read from, and at what cost.
+
+    Attributes:
+        location: A path, or a repo.
+        kind: On disk or on the Hub.
+        revision: The commit that was read, for a repo.
+        weights: The weights file.
+        requests: HTTP requests that it took, for a repo.
+        bytes_read: Bytes of files that were read.
+    """
+
+    location: str
+    kind: Literal["local", "hub"]
+    revision: str | None
+    weights: str
+    requests: int | None
+    bytes_read: int
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What the adapter is.
+
+    Attributes:
+        peft_type: The method.
+        peft_version: The PEFT that wrote it, where it says so.
+        base_model: What its config names as its base.
+        base_revision: The revision of that.
+        rank: The rank, for methods that have one.
+        parameters: How many numbers were trained: all but projections and what has no known role.
+    """
+
+    peft_type: str
+    peft_version: str | None
+    base_model: str | None
+    base_revision: str | None
+    rank: int | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class RoleSize:
+    """How much of the file plays one role."""
+
+    role: Role
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The result of `inspect`."""
+
+    target: TargetReport
+    adapter: AdapterReport
+    file_bytes: int
+    tensors: int
+    roles: tuple[RoleSize, ...]
+    projections: ProjectionReport | None
+    findings: tuple[Finding, ...]
+
+
+def inspect(
+    target: str | Path,
+    *,
+    verify: Level | None = None,
+    for_torch: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    progress: Progress = SILENT,
+) -> Inspection:
+    """Inspect a checkpoint.
+
+    Args:
+        target: A folder, a weights file, or a Hub repo; see `open_target`.
+        verify: How much of stored projections to compare with what torch draws: `none`, `sample` or `full`. By default
+            `sample` where torch is installed or `for_torch` is given, else `none`.
+        for_torch: The torch version that will load the adapter; by default the installed one.
+        revision: For a repo, the branch, tag or commit.
+        subfolder: The folder within the target.
+        token: Access token for the Hub.
+        progress: Who is told how far it got.
+
+    Raises:
+        AdapterToolError: the checkpoint can't be found, read or understood.
+    """
+    if for_torch is not None:
+        loader_for(for_torch)  # a version that makes no sense is refused whatever the checkpoint holds
+    adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
+    level: Level = verify or ("sample" if for_torch or torch_is_installed() else "none")
+    projections, findings = examine_adapter(adapter, level, for_torch, progress)
+    return Inspection(
+        target=describe_target(adapter),
+        adapter=describe_adapter(adapter),
+        file_bytes=adapter.weights.file_bytes,
+        tensors=len(adapter.weights.tensors),
+        roles=role_sizes(adapter),
+        projections=projections,
+        findings=tuple(findings),
+    )
+
+
+def examine_adapter(
+    adapter: Adapter, level: Level, for_torch: str | None, progress: Progress
+) -> tuple[ProjectionReport | None, list[Finding]]:
+    """The projections of an adapter, and all findings about it."""
+    rule = method_of(adapter.config).projections
+    report, findings = None, []
+    if rule is not None:
+        report = examine(adapter, rule, level, lambda: loader_for(for_torch), progress)
+        findings += findings_about(report, adapter, rule)
+    findings += _findings_about_values(adapter, level)
+    if adapter.weights.format == "pickle":
+        message = f"{adapter.weights_name} is a pickle; loading one can run code. It was opened without running any."
+        findings.append(Finding("ADP302", message, fix="save the adapter again as safetensors"))
+    return report, findings
+
+
+def _findings_about_values(adapter: Adapter, level: Level) -> list[Finding]:
+    if level == "none":
+        return []
+    weights = adapter.weights
+    roles = roles_of(adapter)
+    names = [name for name, role in roles.items() if level == "full" or not role.startswith("projection")]
+    budget = FINITE_SAMPLE_BYTES if adapter.folder.kind == "local" else 0
+    broken: dict[str, int] = {}
+    for name in names:
+        size = weights.tensors[name].nbytes
+        budget -= size
+        if level != "full" and budget < 0:
+            break
+        if weights.stored_as(name) == name and (index := first_not_finite(weights, name)) is not None:
+            broken[name] = index
+    if not broken:
+        return []
+    name, index = next(iter(broken.items()))
+    count = "1 tensor holds" if len(broken) == 1 else f"{len(broken)} tensors hold"
+    message = f"{count} NaN or infinity, first {name} at element {index}."
+    size = sum(weights.tensors[one].nbytes for one in broken)
+    return [Finding("ADP301", message, tuple(broken), len(broken), size, "go back to an earlier checkpoint")]
+
+
+def roles_of(adapter: Adapter) -> dict[str, Role]:
+    """The role of each tensor, in the order of the file."""
+    method = method_of(adapter.config)
+    roles = {name: method.role(name, adapter.config) for name in adapter.weights.tensors}
+    if method.projections is not None:
+        for one in method.projections.stored(adapter.weights.tensors):
+            roles[one.canonical] = "projection"
+            roles.update(dict.fromkeys(one.copies, "projection-copy"))
+    return roles
+
+
+def role_sizes(adapter: Adapter) -> tuple[RoleSize, ...]:
+    """Tensors and bytes by role; bytes that two names of a pickle share count once."""
+    weights = adapter.weights
+    count: dict[Role, int] = {}
+    size: dict[Role, int] = {}
+    counted: set[str] = set()
+    for name, role in sorted(roles_of(adapter).items(), key=lambda item: ROLES.index(item[1])):
+        count[role] = count.get(role, 0) + 1
+        own = weights.tensors[name].nbytes if weights.stored_as(name) not in counted else 0
+        counted.add(weights.stored_as(name))
+        size[role] = size.get(role, 0) + own
+    return tuple(RoleSize(role, count[role], size[role]) for role in ROLES if role in count)
+
+
+def describe_target(adapter: Adapter) -> TargetReport:
+    """Where it was read from, and what that cost so far."""
+    folder = adapter.folder
+    return TargetReport(
+        folder.location, folder.kind, folder.revision, adapter.weights_name, folder.requests, folder.bytes_read
+    )
+
+
+def describe_adapter(adapter: Adapter) -> AdapterReport:
+    """What its config and its tensors say it is."""
+    config = adapter.config
+    trained = ("trainable", "saved-module", "bias")
+    tensors = adapter.weights.tensors
+    return AdapterReport(
+        peft_type=config.peft_type,
+        peft_version=config.text_or_none("peft_version"),
+        base_model=config.text_or_none("base_model_name_or_path"),
+        base_revision=config.text_or_none("revision"),
+        rank=method_of(config).rank(config),
+        parameters=sum(tensors[name].numel for name, role in roles_of(adapter).items() if role in trained),
+    )

@@ -1,0 +1,246 @@
+"""The projections of one adapter: how many, whether they can be drawn again, and what follows for the user."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adaptertool.findings import Finding
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.progress import SILENT, Progress
+from adaptertool.projection.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.methods.base import Projections
+    from adaptertool.projection.loader import Loader
+    from adaptertool.projection.recipe import Recipe
+    from adaptertool.projection.stored import Stored
+    from adaptertool.projection.verify import Level, Verdict
+
+INSTALL_TORCH = "pip install 'adaptertool[torch]'"
+
+
+@dataclass(frozen=True)
+class ProjectionReport:
+    """What was found out about an adapter's projections.
+
+    Attributes:
+        stored: Whether they are in the file.
+        copies: How many times; the shared pair counts as one.
+        bytes: What all of them take up in the file.
+        one_copy_bytes: What one pair takes up.
+        removable_bytes: What could go: everything where PEFT draws the same bits again, else all copies but one.
+        verification: How much of the file was compared.
+        verdict: Whether the torch that will load the adapter draws these very bits.
+        recipe: What draws them, where something is known that does.
+        loads_with: The conditions under which PEFT draws them again, a sentence each.
+        reason: Why the verdict is not `regenerable`.
+        fingerprint: SHA-256 by kind: of what was stripped, or of what is stored after a full comparison.
+        tensors: The stored projections.
+        flag: The config's `save_projection`.
+    """
+
+    stored: bool
+    copies: int = 0
+    bytes: int = 0
+    one_copy_bytes: int = 0
+    removable_bytes: int = 0
+    verification: Level = "none"
+    verdict: Verdict = "unverified"
+    recipe: Recipe | None = None
+    loads_with: tuple[str, ...] = ()
+    reason: str | None = None
+    fingerprint: Mapping[str, str] | None = None
+    tensors: tuple[Stored, ...] = ()
+    flag: bool = True
+
+    @property
+    def reproduced(self) -> bool | None:
+        """Whether PEFT draws the projections that were stripped again; None where they are stored or nothing was drawn."""
+        if self.stored or self.fingerprint is None or self.verification == "none":
+            return None
+        return self.reason is None
+
+
+def examine(
+    adapter: Adapter,
+    rule: Projections,
+    level: Level,
+    loader: Callable[[], Loader | None],
+    progress: Progress = SILENT,
+    *,
+    shapes_proven: bool = False,
+) -> ProjectionReport:
+    """Find out about the projections of an adapter.
+
+    Args:
+        adapter: The adapter.
+        rule: Its method's rule about them.
+        level: How much to compare.
+        loader: Gives the torch that will load the adapter, or None; asked only where there is something to compare.
+        progress: Who is told how far it got.
+        shapes_proven: Whether the base model is known to make PEFT draw these very shapes.
+
+    Raises:
+        CorruptError: a config value that the answer depends on makes no sense (ADP304).
+    """
+    tensors = adapter.weights.tensors
+    stored = rule.stored(tensors)
+    flag = adapter.config.flag(rule.flag, True)
+    if not stored:
+        return _examine_absent(adapter, rule, level, loader, flag)
+    weights = adapter.weights
+    one_copy = sum(tensors[one.canonical].nbytes for one in stored)
+    everything = {weights.stored_as(name): tensors[name].nbytes for one in stored for name in one.tensors}
+    report = ProjectionReport(
+        stored=True,
+        copies=max(len(one.tensors) for one in stored),
+        bytes=sum(everything.values()),
+        one_copy_bytes=one_copy,
+        removable_bytes=sum(everything.values()) - one_copy,
+        tensors=stored,
+        flag=flag,
+    )
+    if level == "none":
+        return report
+    from adaptertool.projection.dtypes import DTYPE_NAMES
+    from adaptertool.projection.verify import Comparison, differing_copy, verify
+
+    comparison = Comparison(weights, level, progress.advance, remote=adapter.folder.kind == "hub")
+    progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in everything))
+    shapes = {one.kind: tensors[one.canonical].shape for one in stored}
+    dtypes = {tensors[one.canonical].dtype for one in stored}
+    try:
+        basis = rule.basis(adapter.config, shapes)
+        if not shapes_proven:
+            rule.check_layers(adapter.config, tensors)
+        if len(dtypes) > 1 or not dtypes <= DTYPE_NAMES.keys():
+            raise CannotDrawError(f"projections of dtype {' and '.join(sorted(dtypes))} are not what PEFT writes")
+    except CannotDrawError as error:
+        difference = differing_copy(comparison, stored)
+        report = replace(report, verification=level)
+        if difference is not None:
+            return replace(report, verdict="copies-differ", reason=difference, removable_bytes=0)
+        return replace(report, verdict="not-regenerable", reason=str(error))
+    known = loader()
+    if known is None:
+        difference = differing_copy(comparison, stored)
+        if difference is not None:
+            return replace(report, verification=level, verdict="copies-differ", reason=difference, removable_bytes=0)
+        return replace(report, reason="torch is not installed, so nothing says what will be drawn")
+    outcome = verify(comparison, stored, basis, known)
+    removable = {"regenerable": report.bytes, "copies-differ": 0}.get(outcome.verdict, report.removable_bytes)
+    return replace(
+        report,
+        verification=level,
+        verdict=outcome.verdict,
+        removable_bytes=removable,
+        recipe=outcome.recipe,
+        loads_with=outcome.loads_with,
+        reason=outcome.reason,
+        fingerprint=outcome.digests or None,
+    )
+
+
+def _examine_absent(
+    adapter: Adapter, rule: Projections, level: Level, loader: Callable[[], Loader | None], flag: bool
+) -> ProjectionReport:
+    report = ProjectionReport(stored=False, verdict="absent", flag=flag)
+    try:
+        fingerprint = Fingerprint.from_metadata(adapter.weights.metadata)
+    except ValueError as error:
+        return replace(report, reason=f"the fingerprint in the file can't be read: {error}")
+    if fingerprint is None:
+        return report
+    report = replace(
+        report, recipe=fingerprint.recipe, fingerprint=fingerprint.digests, loads_with=fingerprint.loads_with
+    )
+    if level == "none":
+        return report
+    known = loader()
+    if known is None:
+        return replace(report, reason="torch is not installed, so nothing says what will be drawn")
+    from adaptertool.projection.reproduce import why_not_reproduced
+
+    report = replace(report, verification=level)
+    try:
+        basis = rule.basis(adapter.config, fingerprint.shapes)
+    except CannotDrawError as error:
+        return replace(report, reason=f"the config draws another basis than the one that was stripped: {error}")
+    return replace(report, reason=why_not_reproduced(fingerprint, basis, known, whole=level == "full"))
+
+
+def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections) -> list[Finding]:
+    """What follows for the user from a report."""
+    where = adapter.folder.location
+    names = tuple(name for one in report.tensors for name in one.tensors)
+    copies = tuple(name for one in report.tensors for name in one.copies)
+    slim = f"adaptertool slim {shlex.quote(where)} -o DIR"
+    found: list[Finding] = []
+
+    def find(code: str, message: str, tensors: tuple[str, ...], size: int | None, fix: str | None) -> None:
+        found.append(Finding(code, message, tensors, len(tensors), size, fix))
+
+    if not report.stored:
+        return _findings_about_absent(report, where, adapter, rule)
+    if report.verdict == "regenerable":
+        find("ADP101", "PEFT draws the stored projections again from the seed, bit for bit.", names, report.bytes, slim)
+    if report.verdict == "regenerable-elsewhere":
+        find("ADP103", f"{_sentence(report.reason)}", names, report.bytes, f"{slim} --keep-one-copy")
+    if report.verdict == "not-regenerable":
+        fix = f"{slim} --keep-one-copy" if copies else None
+        find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
+    if report.verdict == "copies-differ":
+        find(
+            "ADP105",
+            f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.",
+            names,
+            None,
+            f"{slim} --keep-one-copy --force",
+        )
+    elif copies and adapter.weights.format == "safetensors":
+        size = report.bytes - report.one_copy_bytes
+        message = f"One shared pair is stored {report.copies} times; PEFT loads one."
+        find("ADP102", message, copies, size, f"{slim} --keep-one-copy")
+    if not report.flag:
+        same = report.verdict == "regenerable"
+        message = f"{rule.flag} is false, so PEFT ignores the stored projections and draws " + (
+            "the same ones." if same else "them from the seed." if report.verdict == "unverified" else "other ones."
+        )
+        find(
+            "ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {shlex.quote(where)} -o DIR"
+        )
+    return found
+
+
+def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapter, rule: Projections) -> list[Finding]:
+    found = []
+    if report.flag:
+        message = "save_projection is true, and the file holds no projections; PEFT draws them with a warning."
+        fix = 'set "save_projection": false in adapter_config.json'
+        found.append(Finding("ADP106", message, fix=fix))
+    if report.recipe is not None:
+        if report.verification != "none" and report.reason is not None:
+            found.append(
+                Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {shlex.quote(where)} -o DIR")
+            )
+        return found
+    if report.reason is not None or rule.depends_on_torch(adapter.config):
+        known = _sentence(report.reason) + " " if report.reason else ""
+        key = adapter.config.fields.get("projection_prng_key", 0)
+        message = (
+            f"{known}The projections are drawn again from seed {key} when the adapter is loaded; torch 2.12 or newer draws "
+            "others than torch 2.11 or older, and nothing says which drew those that it was trained with."
+        )
+        fix = f"adaptertool restore {shlex.quote(where)} --for-torch VERSION --base BASE -o DIR"
+        found.append(Finding("ADP107", message, fix=fix))
+    return found
+
+
+def _sentence(text: str | None) -> str:
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,0 +1,192 @@
+"""The inverse of slim: draw projections that were stripped, and put one pair of them back into the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
+from adaptertool.checkpoint.target import open_target
+from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
+from adaptertool.checkpoint.writer import Change
+from adaptertool.errors import CorruptError, UnsupportedError
+from adaptertool.methods import method_of
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.operations.projections import examine, findings_about
+from adaptertool.operations.pull_request import pull_request_words
+from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
+from adaptertool.progress import SILENT, Progress
+from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
+from adaptertool.projection.loader import loader_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.methods.base import Projections
+    from adaptertool.operations.projections import ProjectionReport
+    from adaptertool.projection.recipe import Recipe
+
+MAX_ELEMENTS = 1 << 31
+"""The largest projection that is drawn on the word of a fingerprint: 8.6 GB in float32, more than any model asks for."""
+
+
+def restore(
+    target: str | Path,
+    *,
+    output: str | Path | None = None,
+    in_place: bool = False,
+    push: bool = False,
+    for_torch: str | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    progress: Progress = SILENT,
+) -> Rewrite:
+    """Put the projections of a stripped checkpoint back: one canonical pair, which PEFT loads under any torch.
+
+    They are drawn by the recipe in the fingerprint that slim left, and must have the SHA-256 that it names. A file without a
+    fingerprint needs to be told what the fingerprint would say: which torch drew them, and the base model, whose layer
+    shapes decide theirs.
+
+    Args:
+        target: A folder, a weights file, or a Hub repo; see `open_target`.
+        output: The folder to write.
+        in_place: Replace the files of the source.
+        push: Open a pull request on the Hub repo.
+        for_torch: Without a fingerprint: the torch version that drew the projections that the adapter was trained with.
+        base: Without a fingerprint: the base model, of which headers are read.
+        dtype: Without a fingerprint, where the bits depend on it: the dtype in which the base is loaded.
+        dry_run: Draw and check, and write nothing.
+        force: Overwrite an existing output.
+        revision: For a repo, the branch, tag or commit.
+        subfolder: The folder within the target.
+        token: Access token for the Hub.
+        progress: Who is told how far it got.
+
+    Raises:
+        AdapterToolError: the checkpoint can't be read, or the output not be written; nothing was changed.
+    """
+    if for_torch is not None:
+        loader_for(for_torch)
+    adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
+    destination.check(adapter)
+    result = replace(unchanged(adapter), dry_run=dry_run)
+    rule = method_of(adapter.config).projections
+    if rule is None:
+        return replace(result, reason=f"{adapter.config.peft_type} has no projections that are drawn from a seed")
+    report = examine(adapter, rule, "none", lambda: None)
+    result = replace(result, projections=report, findings=tuple(findings_about(report, adapter, rule)))
+    if report.stored:
+        return _set_flag(adapter, rule, report, result, destination, progress)
+    try:
+        recipe, shapes, digests = _what_to_draw(adapter, rule, for_torch, base, dtype, token)
+        rule.basis(adapter.config, shapes)  # PEFT must be able to load what is restored
+        tensors = _drawn(rule, recipe, shapes, digests)
+    except CannotDrawError as error:
+        hint = error.args[1] if len(error.args) > 1 else None
+        return replace(result, action="refused", reason=str(error.args[0]), hint=hint)
+    metadata = {
+        key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key != METADATA_KEY
+    }
+    weights = NewWeights(in_order([*kept(adapter.weights, adapter.weights.tensors), *tensors]), metadata)
+    pickled = adapter.weights.format == "pickle"
+    change = Change(
+        weights=weights,
+        weights_name=SAFETENSORS_WEIGHTS if adapter.weights_name == PICKLE_WEIGHTS else adapter.weights_name,
+        config_text=None if report.flag else adapter.config.with_value(rule.flag, True),
+        # With the flag still false PEFT ignores what is stored, and does what it did before.
+        config_first=False,
+        obsolete=(adapter.weights_name,) if pickled else (),
+    )
+    result = replace(
+        result,
+        action="restored",
+        bytes_after=weights.file_bytes,
+        tensors_changed=len(tensors),
+        bytes_changed=sum(tensor.nbytes for tensor in tensors),
+        projections=replace(report, recipe=recipe, fingerprint=digests),
+    )
+    return destination.carry_out(adapter, change, result, pull_request_words, progress)
+
+
+def _set_flag(
+    adapter: Adapter,
+    rule: Projections,
+    report: ProjectionReport,
+    result: Rewrite,
+    destination: Destination,
+    progress: Progress,
+) -> Rewrite:
+    """The projections are there; what may be missing is the flag that makes PEFT load them."""
+    if report.flag:
+        return replace(result, reason="the projections are in the file")
+    change = Change(None, adapter.weights_name, adapter.config.with_value(rule.flag, True), config_first=True)
+    reason = f"{rule.flag} was false, so that PEFT ignored the stored projections; now it loads them"
+    result = replace(result, action="restored", reason=reason)
+    return destination.carry_out(adapter, change, result, pull_request_words, progress)
+
+
+def _what_to_draw(
+    adapter: Adapter, rule: Projections, for_torch: str | None, base: str | None, dtype: str | None, token: str | None
+) -> tuple[Recipe, dict[str, tuple[int, ...]], dict[str, str]]:
+    """The recipe, the shapes, and the digests that the outcome must have.
+
+    Raises:
+        CannotDrawError: something is missing that would have to be guessed, with a hint.
+    """
+    try:
+        fingerprint = Fingerprint.from_metadata(adapter.weights.metadata)
+    except ValueError as error:
+        raise CorruptError(
+            f"the fingerprint in {adapter.folder.location} can't be read: {error}",
+            hint="Restore the file from a backup, or name --for-torch and --base.",
+        ) from error
+    if fingerprint is None:
+        from adaptertool.operations.unrecorded import recipe_without_fingerprint
+
+        return recipe_without_fingerprint(adapter, rule, for_torch, base, dtype, token)
+    if fingerprint.recipe.sampler is None:
+        raise CannotDrawError("the projections were drawn by a torch whose sampler is none of the known ones")
+    return fingerprint.recipe, fingerprint.shapes, fingerprint.digests
+
+
+def _drawn(
+    rule: Projections, recipe: Recipe, shapes: dict[str, tuple[int, ...]], digests: dict[str, str]
+) -> list[NewTensor]:
+    """Draw the projections, and hold them against their digests where there are any; `digests` gets those that are new."""
+    for kind, shape in shapes.items():
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise UnsupportedError(f"{kind} would have {math.prod(shape):,} elements, more than any model asks for")
+    basis = rule.basis_of(recipe, shapes)
+    from adaptertool.projection.dtypes import STORED_NAMES
+    from adaptertool.projection.reproduce import redrawn
+
+    tensors = []
+    for kind, bits, digest in redrawn(basis, recipe):
+        if digests.setdefault(kind, digest) != digest:
+            raise CannotDrawError(
+                f"{kind} as the fingerprint's recipe draws it has SHA-256 {digest}, and the fingerprint says {digests[kind]}",
+                "The fingerprint was changed, or written by something else. Restore the file from a backup.",
+            )
+        name, dtype = rule.canonical_name(kind), STORED_NAMES[recipe.stored_dtype]
+        tensors.append(NewTensor(name, dtype, basis.shapes[kind], bits.nbytes, _stream_of(bits)))
+    return tensors
+
+
+def _stream_of(bits: NDArray[Any]) -> Callable[[], Iterator[memoryview]]:
+    def stream() -> Iterator[memoryview]:
+        view = bits.view("uint8").data
+        for begin in range(0, len(view), 1 << 20):
+            yield view[begin : begin + (1 << 20)]
+
+    return stream

@@ -1,0 +1,233 @@
+"""Strip projections that verify as regenerable, or keep one copy of them."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptertool import __version__
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
+from adaptertool.checkpoint.target import open_target
+from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
+from adaptertool.checkpoint.writer import Change
+from adaptertool.methods import method_of
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.operations.inspect import describe_target
+from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about
+from adaptertool.operations.pull_request import pull_request_words
+from adaptertool.operations.rewrite import Action, Destination, Rewrite, unchanged
+from adaptertool.progress import SILENT, Progress
+from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
+from adaptertool.projection.loader import loader_for
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.findings import Finding
+    from adaptertool.methods.base import Projections
+    from adaptertool.projection.stored import Stored
+
+
+def slim(
+    target: str | Path,
+    *,
+    output: str | Path | None = None,
+    in_place: bool = False,
+    push: bool = False,
+    keep_one_copy: bool = False,
+    for_torch: str | None = None,
+    base: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    progress: Progress = SILENT,
+) -> Rewrite:
+    """Strip the projections of a checkpoint if they verify as regenerable, or keep one copy.
+
+    Args:
+        target: A folder, a weights file, or a Hub repo; see `open_target`.
+        output: The folder to write.
+        in_place: Replace the files of the source.
+        push: Open a pull request on the Hub repo.
+        keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
+        for_torch: The torch version that will load the adapter; by default the installed one.
+        base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter. Without it a
+            second adapter's borrowed projections go unnoticed in a file that holds one pair.
+        dry_run: Verify and plan, and write nothing.
+        force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
+        revision: For a repo, the branch, tag or commit.
+        subfolder: The folder within the target.
+        token: Access token for the Hub.
+        progress: Who is told how far it got.
+
+    Raises:
+        AdapterToolError: the checkpoint can't be read, or the output not be written; nothing was changed.
+    """
+    if for_torch is not None:
+        loader_for(for_torch)
+    adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
+    destination.check(adapter)
+    rule = method_of(adapter.config).projections
+    proven = False
+    if base is not None and rule is not None and (stored := rule.stored(adapter.weights.tensors)):
+        disproof = _disproof(adapter, rule, stored, base, token)
+        if disproof is not None and not keep_one_copy:
+            result = replace(unchanged(adapter), action="refused", dry_run=dry_run, reason=disproof)
+            return replace(result, hint=_one_copy_hint(adapter))
+        proven = disproof is None
+    plan = _plan(
+        adapter,
+        rule,
+        keep_one_copy=keep_one_copy,
+        for_torch=for_torch,
+        force=force,
+        shapes_proven=proven,
+        progress=progress,
+    )
+    if plan.change is None:
+        return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
+    return destination.carry_out(adapter, plan.change, plan.result, pull_request_words, progress)
+
+
+def _disproof(
+    adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
+) -> str | None:
+    """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
+    from adaptertool.operations.base_layers import layer_shapes
+
+    try:
+        due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
+    except CannotDrawError as error:
+        return str(error.args[0])
+    for one in stored:
+        shape = adapter.weights.tensors[one.canonical].shape
+        if shape != due[one.kind]:
+            return (
+                f"{one.canonical} has shape {shape}, and PEFT draws {due[one.kind]} for this adapter on {base}: the stored "
+                "one is shared with another adapter"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    result: Rewrite
+    change: Change | None = None
+
+
+def _plan(
+    adapter: Adapter,
+    rule: Projections | None,
+    *,
+    keep_one_copy: bool,
+    for_torch: str | None,
+    force: bool,
+    shapes_proven: bool,
+    progress: Progress,
+) -> _Plan:
+    result = unchanged(adapter)
+    if rule is None:
+        reason = f"{adapter.config.peft_type} stores no projections that could be drawn again"
+        return _Plan(replace(result, reason=reason))
+    if not rule.stored(adapter.weights.tensors):
+        report = examine(adapter, rule, "none", lambda: None)
+        reason = "the file holds no projections"
+        return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
+    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress, shapes_proven=shapes_proven)
+    result = replace(result, projections=report, findings=_findings(adapter, report, rule))
+    if keep_one_copy:
+        return _plan_one_copy(adapter, report, result, force=force)
+    if report.verdict != "regenerable" or report.recipe is None:
+        return _refused(adapter, report, result)
+    return _plan_strip(adapter, rule, report, result)
+
+
+def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, *, force: bool) -> _Plan:
+    copies = {name for one in report.tensors for name in one.copies}
+    if not copies:
+        return _Plan(replace(result, reason="the file holds one copy of the projections"))
+    if report.verdict == "copies-differ" and not force:
+        hint = "--force keeps the canonical pair, which is the one that PEFT loads."
+        return _Plan(replace(result, action="refused", reason=f"the copies differ: {report.reason}", hint=hint))
+    weights = NewWeights(_without(adapter, copies), adapter.weights.metadata)
+    return _changed(adapter, result, "kept-one-copy", copies, weights, config_text=None)
+
+
+def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, result: Rewrite) -> _Plan:
+    assert report.recipe is not None  # noqa: S101 - a verified report has one
+    tensors = adapter.weights.tensors
+    removed = {name for one in report.tensors for name in one.tensors}
+    digests = report.fingerprint or {}
+    fingerprint = Fingerprint(
+        report.recipe,
+        {
+            one.kind: RemovedTensor(tensors[one.canonical].shape, tensors[one.canonical].dtype, digests[one.kind])
+            for one in report.tensors
+        },
+        report.loads_with,
+    )
+    # transformers asks for the format in the metadata of every file that it loads.
+    metadata = dict(adapter.weights.metadata or {"format": "pt"})
+    metadata[METADATA_KEY] = fingerprint.to_metadata(__version__)
+    weights = NewWeights(_without(adapter, removed), metadata)
+    config_text = adapter.config.with_value(rule.flag, False) if report.flag else None
+    return _changed(adapter, result, "stripped", removed, weights, config_text)
+
+
+def _changed(
+    adapter: Adapter, result: Rewrite, action: Action, removed: set[str], weights: NewWeights, config_text: str | None
+) -> _Plan:
+    source = adapter.weights
+    pickled = source.format == "pickle"
+    change = Change(
+        weights=weights,
+        weights_name=SAFETENSORS_WEIGHTS if adapter.weights_name == PICKLE_WEIGHTS else adapter.weights_name,
+        config_text=config_text,
+        # With the flag false PEFT ignores what is still stored, and draws what was verified to be the same.
+        config_first=True,
+        obsolete=(adapter.weights_name,) if pickled else (),
+    )
+    shared = {source.stored_as(name) for name in source.tensors if name not in removed}
+    gone = {source.stored_as(name) for name in removed} - shared
+    return _Plan(
+        replace(
+            result,
+            action=action,
+            bytes_after=weights.file_bytes,
+            tensors_changed=len(removed),
+            bytes_changed=sum(source.tensors[name].nbytes for name in gone),
+        ),
+        change,
+    )
+
+
+def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Plan:
+    if report.verdict == "unverified":
+        reason, hint = (
+            "nothing was verified, because torch is not installed",
+            f"{INSTALL_TORCH}, or name --for-torch VERSION.",
+        )
+    else:
+        reason = report.reason or "the projections do not verify"
+        hint = _one_copy_hint(adapter)
+        if report.verdict == "copies-differ" or report.copies < 2:
+            hint = "Keep the file as it is."
+    return _Plan(replace(result, action="refused", reason=reason, hint=hint))
+
+
+def _one_copy_hint(adapter: Adapter) -> str:
+    command = f"adaptertool slim {shlex.quote(adapter.folder.location)} --keep-one-copy -o DIR"
+    return f"{command} keeps what PEFT loads and removes the copies."
+
+
+def _without(adapter: Adapter, removed: set[str]) -> tuple[NewTensor, ...]:
+    return in_order(kept(adapter.weights, (name for name in adapter.weights.tensors if name not in removed)))
+
+
+def _findings(adapter: Adapter, report: ProjectionReport, rule: Projections) -> tuple[Finding, ...]:
+    return tuple(findings_about(report, adapter, rule))

@@ -1,0 +1,250 @@
+"""How each method's projections are drawn from its seed: by a named generation of torch's sampler, or by torch itself.
+
+Both drawings of a basis stand side by side. `draw` needs no torch and can be any torch from 2.0 on; `draw_with_torch` makes
+the calls that PEFT makes, with the torch that is installed. Tests hold the two against each other and against PEFT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from adaptertool.projection.drawn import Drawn, Tabulated, code_values
+from adaptertool.projection.dtypes import from_bits, rounded
+from adaptertool.projection.generation import Generation, Sampler
+from adaptertool.projection.sampler import (
+    CHUNK_WORDS,
+    WordStream,
+    ternary,
+    uniform_16_bit,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+class Basis(Protocol):
+    """The projections of one adapter, as its config says to draw them."""
+
+    @property
+    def name(self) -> str:
+        """The kind of basis, as recipes name it."""
+
+    @property
+    def key(self) -> int:
+        """The seed."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Kind of projection -> shape, in the order of drawing."""
+
+    @property
+    def generations(self) -> list[Generation]:
+        """Every way in which a known torch draws it."""
+
+    def draw(self, generation: Generation) -> Iterator[tuple[str, Drawn]]:
+        """Draw it as that generation does: kind and projection, in order, each drawn when it is asked for."""
+
+    def draw_with_torch(self, dtype: str) -> Iterator[tuple[str, Drawn]]:
+        """Draw it with the installed torch, as PEFT does."""
+
+    def fusing_matters(self, generation: Generation) -> bool:
+        """Whether any element differs between a kernel that fuses multiply-add and one that does not."""
+
+
+def kaiming_bound(fan_in: int) -> float:
+    """The bound of `kaiming_uniform_(a=math.sqrt(5))`: 1/sqrt(fan_in) but for torch's own order of operations.
+
+    Source: `torch/nn/init.py`, `calculate_gain("leaky_relu", a)` and `kaiming_uniform_`.
+    """
+    gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
+    return math.sqrt(3.0) * (gain / math.sqrt(fan_in))
+
+
+@dataclass(frozen=True)
+class RandLoraBasis:
+    """`randlora_A` (r, 1, smaller) and `randlora_B` (larger, bases, r), with bases = ceil(smaller / r).
+
+    Source: `peft/tuners/randlora/model.py`, `_init_randlora_A_randlora_B` and `..._sparse`, unchanged from PEFT 0.15 to
+    0.21.2. Every target layer slices what it needs from them, so (larger, smaller) are the larger and the smaller of the
+    greatest out_features and the greatest in_features among the targeted layers.
+
+    Attributes:
+        key: `projection_prng_key`.
+        name: `dense`, `sparse` or `very-sparse`.
+        rank: `r`.
+        larger: The larger dimension.
+        smaller: The smaller one.
+    """
+
+    key: int
+    name: Literal["dense", "sparse", "very-sparse"]
+    rank: int
+    larger: int
+    smaller: int
+
+    @property
+    def bases(self) -> int:
+        """How many times r-ranked bases it takes to reach full rank."""
+        return -(-self.smaller // self.rank)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A is drawn first, then B."""
+        return {
+            "randlora_A": (self.rank, 1, self.smaller),
+            "randlora_B": (self.larger, self.bases, self.rank),
+        }
+
+    @property
+    def generations(self) -> list[Generation]:
+        """Dense bases are drawn in bfloat16, or in float16 where accelerate sees no bfloat16 support."""
+        if self.name != "dense":
+            return [Generation("any", None, "float32")]
+        samplers: tuple[tuple[Sampler, bool | None], ...] = (
+            ("torch>=2.12", True),
+            ("torch>=2.12", False),
+            ("torch<2.12", None),
+        )
+        return [Generation(sampler, fusing, dtype) for dtype in ("bfloat16", "float16") for sampler, fusing in samplers]
+
+    @property
+    def _sparsity(self) -> float:
+        return 3 if self.name == "sparse" else math.sqrt(self.smaller)
+
+    def draw(self, generation: Generation) -> Iterator[tuple[str, Drawn]]:
+        """See `Basis.draw`."""
+        stream = WordStream(self.key)
+        if self.name == "dense":
+            a = np.empty(self.rank * self.smaller, dtype=np.uint16)
+            _fill_uniform(a, stream, self.smaller, generation)
+            yield "randlora_A", _normalised_16_bit(a, generation.dtype)
+            b = np.empty((self.larger, self.bases, self.rank), dtype=np.uint16)
+            block = np.empty(self.larger * self.rank, dtype=np.uint16)
+            for index in range(self.bases):
+                _fill_uniform(block, stream, self.rank, generation)
+                b[:, index, :] = block.reshape(self.larger, self.rank)
+            yield "randlora_B", _normalised_16_bit(b.reshape(-1), generation.dtype)
+            return
+        for kind, shape in self.shapes.items():
+            signs = np.empty(math.prod(shape), dtype=np.int8)
+            for begin in range(0, signs.size, CHUNK_WORDS):
+                piece = signs[begin : begin + CHUNK_WORDS]
+                piece[:] = ternary(stream.words(piece.size), self._sparsity)
+            yield kind, _normalised_signs(signs)
+
+    def draw_with_torch(self, dtype: str) -> Iterator[tuple[str, Drawn]]:
+        """See `Basis.draw_with_torch`."""
+        import torch
+
+        generator = torch.Generator(device="cpu").manual_seed(self.key)
+        if self.name == "dense":
+            a = _kaiming(torch.empty((self.rank, 1, self.smaller), dtype=getattr(torch, dtype)), generator)
+            yield "randlora_A", _torch_16_bit(a, dtype)
+            b = torch.empty((self.larger, self.bases, self.rank), dtype=getattr(torch, dtype))
+            for index in range(self.bases):
+                # PEFT concatenates the blocks; filling them in spares the second copy.
+                b[:, index : index + 1] = _kaiming(
+                    torch.empty((self.larger, 1, self.rank), dtype=getattr(torch, dtype)), generator
+                )
+            yield "randlora_B", _torch_16_bit(b, dtype)
+            return
+        drawn = {kind: torch.rand(shape, generator=generator) for kind, shape in self.shapes.items()}
+        for kind in self.shapes:
+            # In place and in pieces: what PEFT does in four tensors of the basis' size.
+            flat = drawn.pop(kind).reshape(-1)
+            signs = np.empty(flat.numel(), dtype=np.int8)
+            for begin in range(0, flat.numel(), CHUNK_WORDS):
+                piece = flat[begin : begin + CHUNK_WORDS]
+                plus = piece > 1 - 1 / (2 * self._sparsity)
+                minus = piece < 1 / (2 * self._sparsity)
+                torch.sub(plus.float(), minus.float(), out=piece)
+                signs[begin : begin + CHUNK_WORDS] = piece.to(torch.int8).numpy()
+            table = torch.tensor([0.0, 1.0, -1.0]) / flat.std()
+            yield kind, Tabulated(signs, table.numpy())
+
+    def fusing_matters(self, generation: Generation) -> bool:
+        """See `Basis.fusing_matters`."""
+        if generation.sampler != "torch>=2.12":
+            return False
+        stream = WordStream(self.key)
+        draws = ((self.smaller, self.rank * self.smaller), (self.rank, self.bases * self.larger * self.rank))
+        for fan_in, numel in draws:
+            bound = kaiming_bound(fan_in)
+            for begin in range(0, numel, CHUNK_WORDS):
+                words = stream.words(min(CHUNK_WORDS, numel - begin))
+                fused, apart = (
+                    uniform_16_bit(
+                        words, -bound, bound, generation.dtype, sampler="torch>=2.12", fused_multiply_add=fusing
+                    )
+                    for fusing in (True, False)
+                )
+                if not np.array_equal(fused, apart):
+                    return True
+        return False
+
+
+def _fill_uniform(out: NDArray[np.uint16], stream: WordStream, fan_in: int, generation: Generation) -> None:
+    bound = kaiming_bound(fan_in)
+    for begin in range(0, out.size, CHUNK_WORDS):
+        piece = out[begin : begin + CHUNK_WORDS]
+        piece[:] = uniform_16_bit(
+            stream.words(piece.size),
+            -bound,
+            bound,
+            generation.dtype,
+            sampler=generation.sampler or "any",
+            fused_multiply_add=bool(generation.fused_multiply_add),
+        )
+
+
+def _normalised_16_bit(codes: NDArray[np.uint16], dtype: str) -> Tabulated:
+    """Divide by the standard deviation, as `x / x.std()` does in a 16-bit dtype.
+
+    torch accumulates in float64 and rounds the result by way of float32 (`ReduceOpsKernel.cpp`, WelfordOps). The sums over
+    all elements are sums over the values that occur, weighted by how often they do.
+    """
+    values = code_values(dtype)
+    counts = np.zeros(values.size, dtype=np.int64)
+    for begin in range(0, codes.size, CHUNK_WORDS):
+        counts += np.bincount(codes[begin : begin + CHUNK_WORDS], minlength=values.size)
+    present = np.flatnonzero(counts)
+    weights, exact = counts[present], values[present].astype(np.float64)
+    mean = float((weights * exact).sum()) / codes.size
+    # Codes that are never drawn overflow; one element alone has no deviation.
+    with np.errstate(all="ignore"):
+        variance = np.float64((weights * (exact - mean) ** 2).sum()) / np.float64(codes.size - 1)
+        deviation = rounded(np.array([np.sqrt(variance)]).astype(np.float32), dtype)[0]
+        return Tabulated(codes, rounded(values / deviation, dtype))
+
+
+def _normalised_signs(signs: NDArray[np.int8]) -> Tabulated:
+    """Divide -1, 0 and +1 by their standard deviation in float32."""
+    plus, minus = int((signs > 0).sum()), int((signs < 0).sum())
+    mean = (plus - minus) / signs.size
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.float64(
+            plus * (1 - mean) ** 2 + minus * (1 + mean) ** 2 + (signs.size - plus - minus) * mean**2
+        ) / np.float64(signs.size - 1)
+        deviation = np.sqrt(variance).astype(np.float32)
+        # Indices 0, 1 and -1: numpy counts a negative one from the end of the table.
+        return Tabulated(signs, np.array([0.0, 1.0, -1.0], dtype=np.float32) / deviation)
+
+
+def _kaiming(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    return torch.nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
+
+
+def _torch_16_bit(tensor: torch.Tensor, dtype: str) -> Tabulated:
+    import torch
+
+    table = torch.from_numpy(code_values(dtype)).to(tensor.dtype) / tensor.std()
+    codes = tensor.reshape(-1).view(torch.int16).numpy().view(np.uint16)
+    return Tabulated(codes, from_bits(table.view(torch.int16).numpy().view(np.uint16), dtype))

@@ -1,0 +1,72 @@
+"""Drawing stripped projections again, held against the fingerprint that they left."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.projection.drawn import stored_bits
+from adaptertool.projection.recipe import draws, why_not
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from adaptertool.projection.basis import Basis
+    from adaptertool.projection.fingerprint import Fingerprint
+    from adaptertool.projection.loader import Loader
+    from adaptertool.projection.recipe import Recipe
+
+SAMPLE_ELEMENTS = 4 << 20
+"""Projections up to this many elements are drawn and hashed even where only a sample is asked for."""
+
+
+def sha256(bits: NDArray[Any]) -> str:
+    """Of an array's bytes, in hexadecimal."""
+    return hashlib.sha256(bits.view("uint8").data).hexdigest()
+
+
+def redrawn(basis: Basis, recipe: Recipe) -> Iterator[tuple[str, NDArray[Any], str]]:
+    """Draw projections by a recipe: kind, bits as they were stored, and their SHA-256."""
+    for kind, projection in basis.draw(recipe.generation):
+        bits = stored_bits(projection, recipe.casts)
+        yield kind, bits, sha256(bits)
+
+
+def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *, whole: bool) -> str | None:
+    """Why PEFT with this torch does not draw the projections that were stripped.
+
+    Args:
+        fingerprint: What they left.
+        basis: What the config says to draw now, in the fingerprint's shapes.
+        loader: The torch that will load the adapter.
+        whole: Whether large projections are drawn too.
+
+    Returns:
+        The reason in a sentence; None where it draws them, as far as was asked.
+    """
+    recipe = fingerprint.recipe
+    if (basis.key, basis.name) != (recipe.key, recipe.basis):
+        return (
+            f"the config draws a {basis.name} basis from seed {basis.key}, and the fingerprint is of a {recipe.basis} one "
+            f"from seed {recipe.key}"
+        )
+    if not draws(loader, recipe.generation):
+        return why_not(loader, recipe.generation)
+    drawing = basis.draw_with_torch(recipe.generated_dtype) if loader.installed else basis.draw(recipe.generation)
+    for kind, projection in drawing:
+        digest = sha256(stored_bits(projection, recipe.casts))
+        due = fingerprint.tensors[kind].sha256
+        if digest != due:
+            return f"{kind} as {loader.name} draws it has SHA-256 {digest}, and the fingerprint says {due}"
+        following = [size for other, size in _sizes(basis) if other != kind]
+        if not whole and following and max(following) > SAMPLE_ELEMENTS:
+            break
+    return None
+
+
+def _sizes(basis: Basis) -> list[tuple[str, int]]:
+    from math import prod
+
+    return [(kind, prod(shape)) for kind, shape in basis.shapes.items()]

@@ -1,0 +1,115 @@
+"""torch's CPU samplers, bit for bit, without torch.
+
+Every CPU generator since torch 1.5 is a 32-bit Mersenne Twister seeded with the low 32 bits of the seed, and a 16- or 32-bit
+uniform number takes one word of it (`aten/src/ATen/core/MT19937RNGEngine.h`, `DistributionsHelper.h`). What is made of the
+word differs:
+
+* float32, all versions: the low 24 bits times 2^-24, then `x * (high - low) + low` in float32.
+* bfloat16 and float16 up to torch 2.11: only as many low bits as the dtype has of precision (8 or 11), times 2^-8 or 2^-11;
+  low and high are rounded to the dtype first; computed in float32 and rounded once.
+* bfloat16 and float16 since torch 2.12 (pytorch/pytorch#175988): as float32, then one rounding to the dtype, and a result
+  that rounds to high becomes low.
+
+The multiplication and addition in float32 are one fused operation where the CPU kernel was compiled for AVX2 or AVX-512, and
+two with `ATEN_CPU_CAPABILITY=default`; about one bfloat16 element in 13,000 differs between the two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adaptertool.projection.dtypes import rounded, to_bits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adaptertool.projection.generation import Sampler
+
+PRECISION_BITS = {"bfloat16": 8, "float16": 11}
+"""Bits of a significand, the implicit one included."""
+
+CHUNK_WORDS = 1 << 17
+"""Words drawn at a time: half a megabyte, so that the arithmetic on them stays in the processor's cache."""
+
+
+class WordStream:
+    """The 32-bit words that `torch.Generator(device="cpu").manual_seed(seed)` deals out, in order."""
+
+    def __init__(self, seed: int) -> None:
+        """Seed it. torch keeps the low 32 bits of the seed; negative seeds count from 2^64."""
+        # RandomState is numpy's frozen legacy interface: its stream is promised never to change.
+        self._state = np.random.RandomState(seed & 0xFFFFFFFF)
+
+    def words(self, count: int) -> NDArray[np.uint32]:
+        """The next `count` words."""
+        return self._state.randint(0, 1 << 32, size=count, dtype=np.uint32)
+
+
+def ternary(words: NDArray[np.uint32], sparsity: float) -> NDArray[np.int8]:
+    """What `torch.rand` in float32 gives, thresholded to -1, 0 and +1.
+
+    Args:
+        words: One a number.
+        sparsity: `s`: below 1/(2s) becomes -1, above 1 - 1/(2s) becomes +1. torch compares in float32.
+    """
+    uniform = words & np.uint32(0xFFFFFF)
+    low = np.float64(np.float32(1 / (2 * sparsity))) * 2**24
+    high = np.float64(np.float32(1 - 1 / (2 * sparsity))) * 2**24
+    signs: NDArray[np.int8] = (uniform > high).view(np.int8) - (uniform < low).view(np.int8)
+    return signs
+
+
+def uniform_float32(
+    words: NDArray[np.uint32], low: float, high: float, *, fused_multiply_add: bool
+) -> NDArray[np.float32]:
+    """What `tensor.uniform_(low, high)` gives in float32."""
+    low32, high32 = np.float32(low), np.float32(high)
+    span = high32 - low32
+    uniform = words & np.uint32(0xFFFFFF)
+    if fused_multiply_add:
+        # Exact before the one rounding: the product has 48 bits, and with low = -high or low = 0 its sum with low fits
+        # the 53 of a float64.
+        exact = uniform.astype(np.float64)
+        exact *= np.float64(span) * 2.0**-24
+        exact += np.float64(low32)
+        value: NDArray[np.float32] = exact.astype(np.float32)
+        return value
+    value = uniform.astype(np.float32)
+    value *= np.float32(2.0**-24)
+    value *= span
+    value += low32
+    return value
+
+
+def uniform_16_bit(
+    words: NDArray[np.uint32],
+    low: float,
+    high: float,
+    dtype: str,
+    *,
+    sampler: Sampler,
+    fused_multiply_add: bool,
+) -> NDArray[np.uint16]:
+    """The bits that `tensor.uniform_(low, high)` gives in bfloat16 or float16.
+
+    Args:
+        words: One a number.
+        low: Lower bound, as PEFT passes it.
+        high: Upper bound.
+        dtype: `bfloat16` or `float16`.
+        sampler: `torch<2.12` or `torch>=2.12`.
+        fused_multiply_add: Whether the kernel fuses; of no effect before 2.12, where products are exact in float32.
+    """
+    bounds = rounded(np.array([low, high], dtype=np.float32), dtype)
+    if sampler == "torch<2.12":
+        bits = PRECISION_BITS[dtype]
+        grid = np.arange(1 << bits, dtype=np.float32) * np.float32(2.0**-bits)
+        table = to_bits(grid * (bounds[1] - bounds[0]) + bounds[0], dtype)
+        chosen: NDArray[np.uint16] = table[words & np.uint32((1 << bits) - 1)]
+        return chosen
+    drawn = to_bits(uniform_float32(words, low, high, fused_multiply_add=fused_multiply_add), dtype)
+    low_bits, high_bits = to_bits(bounds, dtype)
+    drawn[drawn == high_bits] = low_bits
+    return drawn

@@ -1,0 +1,356 @@
+"""Are the stored projections what a known recipe draws? Compared bit for bit, one drawn basis in memory at a time.
+
+Bits are compared as integers, so that NaN and -0 count as they are. Each stored copy is streamed past the drawn one; memory
+does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from adaptertool.projection.drawn import Drawn, cast_chains, load_dtypes, stored_bits
+from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits
+from adaptertool.projection.generation import Generation
+from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from adaptertool.checkpoint.weights import Weights
+    from adaptertool.projection.basis import Basis
+    from adaptertool.projection.loader import Loader
+    from adaptertool.projection.stored import Stored
+
+Level = Literal["none", "sample", "full"]
+Verdict = Literal["regenerable", "regenerable-elsewhere", "not-regenerable", "copies-differ", "unverified", "absent"]
+SAMPLE_WHOLE = 1 << 20
+"""Bytes up to which a sample compares a tensor on disk as a whole; of a larger one, three windows."""
+
+SAMPLE_WINDOW = 64 << 10
+"""Bytes of each window, at the start, the middle and the end of a tensor."""
+
+REMOTE_WINDOW = 16 << 10
+"""The same for a tensor that is read over a network, which is compared as a whole up to three of them."""
+
+REMOTE_COPIES = 3
+"""How many of the copies of a projection a sample compares over a network: the first, the middle and the last one."""
+
+REMOTE_REQUESTS = 8
+"""Ranges that are read at the same time."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first element in which a stored tensor is not what it should be.
+
+    Attributes:
+        tensor: Its name.
+        index: Where in the tensor.
+        stored: The value in the file.
+        due: The value that it should have.
+        among: How many of the elements that were compared with it differ; the comparison stops soon after the first.
+    """
+
+    tensor: str
+    index: tuple[int, ...]
+    stored: float
+    due: float
+    among: int
+
+    def __str__(self) -> str:
+        """Tensor, element and both values."""
+        where = ", ".join(str(number) for number in self.index)
+        return f"{self.tensor} differs first at element [{where}]: {self.stored!r} is stored, {self.due!r} is due"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found out about stored projections.
+
+    Attributes:
+        level: How much was compared.
+        verdict: The answer.
+        recipe: What draws these bits, where something does.
+        loads_with: The conditions under which PEFT draws them again, a sentence each.
+        reason: Why the verdict is not `regenerable`, in a sentence.
+        digests: SHA-256 of each kind's canonical tensor; only after a full comparison.
+    """
+
+    level: Level
+    verdict: Verdict
+    recipe: Recipe | None = None
+    loads_with: tuple[str, ...] = ()
+    reason: str | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Reference(Protocol):
+    """The bits that a tensor should have."""
+
+    def bits(self, start: int, stop: int) -> NDArray[Any]:
+        """Those of the elements from `start` to before `stop`, as unsigned integers."""
+
+
+class _DrawnReference:
+    """Bits that were drawn; all of them are kept if all are asked for, to be compared with each copy."""
+
+    def __init__(self, drawn: Drawn, casts: tuple[str, ...]) -> None:
+        self.drawn, self.casts = drawn, casts
+        self._all: NDArray[Any] | None = None
+
+    def bits(self, start: int, stop: int) -> NDArray[Any]:
+        if self._all is None and stop - start == self.drawn.numel:
+            self._all = stored_bits(self.drawn, self.casts)
+        if self._all is not None:
+            return self._all[start:stop]
+        return np.concatenate(list(self.drawn.chunks(self.casts, start, stop)))
+
+
+class _StoredReference:
+    """Bits that another tensor of the file has."""
+
+    def __init__(self, weights: Weights, tensor: str) -> None:
+        self._weights, self._tensor = weights, tensor
+        self._type = BIT_TYPES[DTYPE_NAMES[weights.tensors[tensor].dtype]]
+        self._kept: tuple[tuple[int, int], NDArray[Any]] | None = None
+
+    def bits(self, start: int, stop: int) -> NDArray[Any]:
+        if self._kept is None or self._kept[0] != (start, stop):
+            size = np.dtype(self._type).itemsize
+            buffer = np.empty((stop - start) * size, dtype=np.uint8)
+            at = 0
+            for piece in self._weights.stream(self._tensor, start * size, buffer.size):
+                buffer[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+                at += len(piece)
+            self._kept = (start, stop), buffer.view(self._type)
+        return self._kept[1]
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A generation and a chain of casts that give the canonical tensors."""
+
+    generation: Generation
+    casts: tuple[str, ...]
+    references: Mapping[str, _DrawnReference]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How stored tensors are compared.
+
+    Attributes:
+        weights: The file that holds them.
+        level: How much is compared.
+        progress: Told how many bytes of the file were compared since the last call.
+        remote: Whether each range that is read is a request over a network.
+    """
+
+    weights: Weights
+    level: Level
+    progress: Callable[[int], None] = lambda _: None
+    remote: bool = False
+    _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
+
+    def extents(self, tensor: str) -> list[tuple[int, int]]:
+        """The elements to compare, as half-open ranges."""
+        info = self.weights.tensors[tensor]
+        size = info.nbytes // info.numel if info.numel else 1
+        whole, window = (3 * REMOTE_WINDOW, REMOTE_WINDOW) if self.remote else (SAMPLE_WHOLE, SAMPLE_WINDOW)
+        if self.level == "full" or info.nbytes <= whole:
+            return [(0, info.numel)]
+        window //= size
+        middle = (info.numel - window) // 2
+        return [(begin, begin + window) for begin in (0, middle, info.numel - window)]
+
+    def bytes_of(self, tensor: str) -> int:
+        """How many bytes of a tensor are compared."""
+        info = self.weights.tensors[tensor]
+        size = info.nbytes // info.numel if info.numel else 0
+        return size * sum(stop - start for start, stop in self.extents(tensor))
+
+    def chosen(self, copies: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the copies that are compared."""
+        if self.level == "full" or not self.remote or len(copies) <= REMOTE_COPIES:
+            return copies
+        return copies[0], copies[len(copies) // 2], copies[-1]
+
+    def prefetch(self, tensors: Iterable[str]) -> None:
+        """Read what a sample compares of these tensors, many ranges at a time."""
+        if self.level == "full" or not self.remote:
+            return
+        ranges = []
+        for tensor in tensors:
+            info = self.weights.tensors[tensor]
+            size = info.nbytes // info.numel if info.numel else 0
+            ranges += [(tensor, start * size, (stop - start) * size) for start, stop in self.extents(tensor)]
+        with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
+            for _ in pool.map(lambda one: self._pieces(*one), ranges):
+                pass
+
+    def _pieces(self, tensor: str, start: int, length: int) -> Iterable[memoryview]:
+        """A range of a stored tensor; what a sample reads over a network is kept, since it is compared many times."""
+        if self.level == "full" or not self.remote:
+            return self.weights.stream(tensor, start, length)
+        key = tensor, start, length
+        if key not in self._samples:
+            self._samples[key] = b"".join(bytes(piece) for piece in self.weights.stream(tensor, start, length))
+        return (memoryview(self._samples[key]),)
+
+    def difference(self, tensor: str, reference: _Reference, digest: Any = None) -> Difference | None:
+        """Compare a stored tensor with the bits that it should have.
+
+        Args:
+            tensor: Its name.
+            reference: The bits due.
+            digest: A hashlib object that takes in the bytes compared.
+        """
+        info = self.weights.tensors[tensor]
+        for start, stop in self.extents(tensor):
+            due = reference.bits(start, stop)
+            due_bytes = due.view(np.uint8)
+            at = 0
+            for piece in self._pieces(tensor, start * due.itemsize, due_bytes.size):
+                stored = np.frombuffer(piece, dtype=np.uint8)
+                if digest is not None:
+                    digest.update(piece)
+                wrong = np.flatnonzero(stored != due_bytes[at : at + stored.size])
+                if wrong.size:
+                    elements = np.unique((wrong + at) // due.itemsize)
+                    first = int(elements[0])
+                    dtype = DTYPE_NAMES[info.dtype]
+                    stored_bytes = b"".join(
+                        bytes(part)
+                        for part in self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
+                    )
+                    return Difference(
+                        tensor,
+                        tuple(int(number) for number in np.unravel_index(start + first, info.shape)),
+                        float(from_bits(np.frombuffer(stored_bytes, dtype=due.dtype), dtype)[0]),
+                        float(from_bits(due[first : first + 1], dtype)[0]),
+                        elements.size,
+                    )
+                at += stored.size
+                self.progress(stored.size)
+        return None
+
+
+def verify(
+    comparison: Comparison,
+    stored: Sequence[Stored],
+    basis: Basis,
+    loader: Loader,
+) -> Verification:
+    """Compare stored projections with what the known recipes draw.
+
+    Args:
+        comparison: The file, and how much of it to compare.
+        stored: Its projections, by kind, in dtypes of `DTYPE_NAMES`.
+        basis: What the config says to draw, in the shapes that the file has.
+        loader: The torch that will load the adapter.
+    """
+    level = comparison.level
+    comparison.prefetch(name for one in stored for name in (one.canonical, *comparison.chosen(one.copies)))
+    match, nearest = _identify(comparison, stored, basis, loader)
+    difference = differing_copy(comparison, stored, match.references if match else {})
+    if match is None:
+        if difference is not None:
+            return Verification(level, "copies-differ", reason=difference)
+        return Verification(level, "not-regenerable", reason=f"no known recipe draws them; {nearest}")
+    recipe = recipe_for(basis, match.generation, match.casts)
+    if difference is not None:
+        return Verification(level, "copies-differ", recipe, reason=difference)
+    drawn = [reference.drawn for reference in match.references.values()]
+    loads_with = conditions(recipe, load_dtypes(drawn, match.casts))
+    if draws(loader, recipe.generation):
+        return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
+    reason = why_not(loader, recipe.generation)
+    return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
+
+
+def differing_copy(
+    comparison: Comparison, stored: Sequence[Stored], drawn: Mapping[str, _Reference] | None = None
+) -> str | None:
+    """Compare every copy with its canonical tensor.
+
+    Args:
+        comparison: The file, and how much of it to compare.
+        stored: Its projections, by kind.
+        drawn: Bits that are known to be those of the canonical tensors, so that they are not read again.
+
+    Returns:
+        The first difference, in words; None where the copies are all the same.
+    """
+    weights = comparison.weights
+    for one in stored:
+        canonical = weights.tensors[one.canonical]
+        reference: _Reference | None = (drawn or {}).get(one.kind)
+        chosen = comparison.chosen(one.copies)
+        for copy in one.copies:
+            info = weights.tensors[copy]
+            if (info.dtype, info.shape) != (canonical.dtype, canonical.shape):
+                return f"{copy} is {info.dtype} {info.shape}, {one.canonical} {canonical.dtype} {canonical.shape}"
+            if copy not in chosen or weights.stored_as(copy) == weights.stored_as(one.canonical):
+                continue
+            reference = reference or _StoredReference(weights, one.canonical)
+            difference = comparison.difference(copy, reference)
+            if difference is not None:
+                return str(difference)
+    return None
+
+
+def _identify(
+    comparison: Comparison, stored: Sequence[Stored], basis: Basis, loader: Loader
+) -> tuple[_Match | None, Difference | None]:
+    """Find the generation and the casts that give the canonical tensors; else the nearest miss."""
+    canonical = {one.kind: one.canonical for one in stored}
+    dtype = DTYPE_NAMES[comparison.weights.tensors[stored[0].canonical].dtype]
+    nearest: tuple[int, int, Difference] | None = None
+    for generation in _in_order(basis, loader):
+        own = loader.installed and draws(loader, generation)
+        drawing = basis.draw_with_torch(generation.dtype) if own else basis.draw(generation)
+        chains = cast_chains(generation.dtype, dtype)
+        references: dict[str, _DrawnReference] = {}
+        digests: dict[str, str] = {}
+        for position, (kind, projection) in enumerate(drawing):
+            fitting = []
+            for casts in chains:
+                reference = _DrawnReference(projection, casts)
+                digest = hashlib.sha256() if comparison.level == "full" else None
+                miss = comparison.difference(canonical[kind], reference, digest)
+                if miss is not None:
+                    # The farther a drawing gets before it differs, and the less it differs then, the nearer it is.
+                    if nearest is None or (-position, miss.among) < nearest[:2]:
+                        nearest = -position, miss.among, miss
+                    continue
+                fitting.append(casts)
+                if kind not in references:
+                    references[kind] = reference
+                    digests.update({kind: digest.hexdigest()} if digest else {})
+                if position == len(basis.shapes) - 1:
+                    break
+            chains = fitting
+            if not chains:
+                break
+        if chains:
+            # Each kind's reference was cast by the first chain that fitted it; the last kind has the final say.
+            final = {kind: _DrawnReference(one.drawn, chains[0]) for kind, one in references.items()}
+            final.update({kind: one for kind, one in references.items() if one.casts == chains[0]})
+            return _Match(generation, chains[0], final, digests), None
+    return None, nearest[2] if nearest else None
+
+
+def _in_order(basis: Basis, loader: Loader) -> list[Generation]:
+    """Every way of drawing it, the loader's own first."""
+    known = sorted(basis.generations, key=lambda generation: not draws(loader, generation))
+    if loader.installed and not draws(loader, known[0]):
+        return [Generation(loader.sampler, None, loader.dtype), *known]
+    return known

@@ -1,0 +1,64 @@
+"""Numbers, names and sentences as people read them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, three digits."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        value /= 1000
+        if value < 999.5:
+            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+    return f"{value:.0f} EB"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`, `12,000 tensors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Text from a file or the Hub with everything escaped that could steer a terminal: controls, overrides, surrogates."""
+    return "".join(
+        char if char == " " or unicodedata.category(char)[0] not in "CZ" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def shortened(text: str, length: int = 160) -> str:
+    """Printable, and cut in the middle where it is longer."""
+    text = printable(text)
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
+def collapsed(names: Iterable[str]) -> list[str]:
+    """Names that differ in their layer number alone, as one with a range: `layers.{0..31}.self_attn.q_proj`."""
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        match = _LAYER.search(name)
+        pattern = name if match is None else f"{name[: match.start()]}\0{name[match.end() :]}"
+        numbers.setdefault(pattern, []).extend([] if match is None else [int(match.group())])
+    return [pattern.replace("\0", _ranges(found)) for pattern, found in numbers.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    ordered = sorted(set(numbers))
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    if len(ordered) == 1:
+        return str(ordered[0])
+    parts = [f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return "{" + ",".join(parts) + "}"
