@@ -352,14 +352,13 @@ class HubBytes:
 
     def __init__(self, folder: HubFolder, entry: HubFile) -> None:
         """Take the file as the tree describes it; nothing is read yet."""
-        from huggingface_hub import hf_hub_url
-
         self._client = folder.client
         self._entry = entry
         self._commit = folder.revision
         self._subject = folder.subject(folder.path_in_repo(entry.name))
         self._name = f"{folder.location}/{entry.name}"
-        self._url = hf_hub_url(folder.repo_id, folder.path_in_repo(entry.name), revision=folder.revision)
+        path = quote(folder.path_in_repo(entry.name))
+        self._url = f"{folder.client.endpoint}/{folder.repo_id}/resolve/{folder.revision}/{path}"
         self._direct: str | None = None
         self._etags: dict[str, str] = {}
         self._prefix = b""

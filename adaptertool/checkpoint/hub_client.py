@@ -501,7 +501,8 @@ def transport_errors(http: ModuleType) -> tuple[type[BaseException], ...]:
     if http.__name__ == "requests":
         import urllib3.exceptions  # type: ignore[import-not-found]
 
-        return (http.RequestException, urllib3.exceptions.HTTPError, OSError)
+        # requests looks at the address of a redirect even where it does not follow it: ValueError.
+        return (http.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
     return (http.HTTPError, http.InvalidURL, http.StreamError, OSError)
 
 

@@ -132,7 +132,11 @@ def _patient_session() -> Iterator[None]:
 def _progress_on_terminals() -> Iterator[None]:
     """Keep huggingface_hub's progress bars to terminals; with an upload it draws them everywhere (2.4.0)."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     # Where the environment decides, the functions only warn.
     decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None

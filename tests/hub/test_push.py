@@ -194,7 +194,7 @@ def test_the_client_is_left_as_it_was(hub: HubServer, folder: HubFolder, slimmed
 def test_no_progress_bar_without_a_terminal(
     folder: HubFolder, slimmed: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]
 
     pushed(folder, slimmed)
     assert capfd.readouterr() == ("", "")
