@@ -94,8 +94,11 @@ class Fingerprint:
             tensors = {str(kind): _tensor(entry) for kind, entry in document["tensors"].items()}
             if not tensors:
                 raise ValueError("it names no tensors")
+            recipe = Recipe.from_json(document["recipe"])
+            if any(DTYPE_NAMES[tensor.dtype] != recipe.stored_dtype for tensor in tensors.values()):
+                raise ValueError("its recipe and its tensors name different dtypes")
             loads_with = tuple(str(sentence) for sentence in document.get("loads_with", ()))
-            return Fingerprint(Recipe.from_json(document["recipe"]), tensors, loads_with)
+            return Fingerprint(recipe, tensors, loads_with)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("it is incomplete") from error
 
