@@ -95,7 +95,7 @@ class Fingerprint:
             if not tensors:
                 raise ValueError("it names no tensors")
             recipe = Recipe.from_json(document["recipe"])
-            if any(DTYPE_NAMES[tensor.dtype] != recipe.stored_dtype for tensor in tensors.values()):
+            if any(TORCH_DTYPES[tensor.dtype] != recipe.stored_dtype for tensor in tensors.values()):
                 raise ValueError("its recipe and its tensors name different dtypes")
             loads_with = tuple(str(sentence) for sentence in document.get("loads_with", ()))
             return Fingerprint(recipe, tensors, loads_with)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -72,5 +74,28 @@ def test_ci_runs_the_development_block() -> None:
     assert "pytest" in first[1]
 
 
-def test_codes_that_are_named_exist() -> None:
-    assert set(re.findall(r"ADP\d{3}", README)) <= set(CODES)
+def test_the_table_of_codes() -> None:
+    rows = [f"| {code.code} | {code.name} | {code.severity} | {code.meaning} |" for code in CODES.values()]
+    assert "\n".join(rows) in README
+
+
+def test_the_pipelines_run(clone: Path, tmp_path: Path) -> None:
+    """Every command of the pipelines, in a repo that holds an adapter that merges and its base."""
+    (clone / "adapter").symlink_to(ROOT / "fixtures" / "lora-llama")
+    (clone / "base").symlink_to(ROOT / "fixtures" / "base-llama")
+    commands = [
+        found[1]
+        for block in blocks("yaml")
+        for found in re.finditer(r"^ *- (?:run: )?(adaptertool .*)$", block, re.MULTILINE)
+    ]
+    assert len(commands) == 3
+    shim = tmp_path / "bin" / "adaptertool"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m adaptertool "$@"\n')
+    shim.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert json.loads((clone / "adapter.sarif").read_text())["version"] == "2.1.0"
+    assert ElementTree.parse(clone / "merge.xml").getroot().get("failures") == "0"
