@@ -38,7 +38,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def shown(text: str) -> re.Pattern[str]:
     """The output as the README shows it, where a line of three dots stands for the rest."""
-    return re.compile(re.escape(text.rstrip("\n")).replace(r"\.\.\.", ".*"), re.DOTALL)
+    lines = [".*" if line == "..." else re.escape(line) for line in text.rstrip("\n").split("\n")]
+    return re.compile("\n".join(lines), re.DOTALL)
 
 
 def test_every_console_block(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +49,7 @@ def test_every_console_block(clone: Path, capsys: pytest.CaptureFixture[str]) ->
         program, *arguments = shlex.split(command.removeprefix("$ "))
         assert program == "adaptertool"
         main(arguments)
-        printed = capsys.readouterr().out.rstrip("\n")
+        printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.rstrip("\n").split("\n"))
         assert shown(output).fullmatch(printed), f"{command}\n{printed}"
 
 
