@@ -90,7 +90,7 @@ def restore(
         return _set_flag(adapter, rule, report, result, destination, progress)
     try:
         recipe, shapes, digests = _what_to_draw(adapter, rule, for_torch, base, dtype, token)
-        rule.basis(adapter.config, shapes)  # PEFT must be able to load what is restored
+        rule.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
         tensors = _drawn(rule, recipe, shapes, digests)
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None
@@ -103,7 +103,7 @@ def restore(
     change = Change(
         weights=weights,
         weights_name=SAFETENSORS_WEIGHTS if adapter.weights_name == PICKLE_WEIGHTS else adapter.weights_name,
-        config_text=None if report.flag else adapter.config.with_value(rule.flag, True),
+        config_text=adapter.config.with_value(rule.flag, True) if rule.flag and not report.flag else None,
         # With the flag still false PEFT ignores what is stored, and does what it did before.
         config_first=False,
         obsolete=(adapter.weights_name,) if pickled else (),
@@ -128,7 +128,7 @@ def _set_flag(
     progress: Progress,
 ) -> Rewrite:
     """The projections are there; what may be missing is the flag that makes PEFT load them."""
-    if report.flag:
+    if report.flag or rule.flag is None:
         return replace(result, reason="the projections are in the file")
     change = Change(None, adapter.weights_name, adapter.config.with_value(rule.flag, True), config_first=True)
     reason = f"{rule.flag} was false, so that PEFT ignored the stored projections; now it loads them"
@@ -178,7 +178,7 @@ def _drawn(
                 f"{kind} as the fingerprint's recipe draws it has SHA-256 {digest}, and the fingerprint says {digests[kind]}",
                 "The fingerprint was changed, or written by something else. Restore the file from a backup.",
             )
-        name, dtype = rule.canonical_name(kind), STORED_NAMES[recipe.stored_dtype]
+        name, dtype = rule.canonical_name(kind), STORED_NAMES[basis.fixed.get(kind, recipe.stored_dtype)]
         tensors.append(NewTensor(name, dtype, basis.shapes[kind], bits.nbytes, _stream_of(bits)))
     return tensors
 

@@ -175,7 +175,9 @@ def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, r
     metadata = dict(adapter.weights.metadata or {"format": "pt"})
     metadata[METADATA_KEY] = fingerprint.to_metadata(__version__)
     weights = NewWeights(_without(adapter, removed), metadata)
-    config_text = adapter.config.with_value(rule.flag, False) if report.flag else None
+    config_text = None
+    if rule.flag is not None and rule.stripped_flag is not None and report.flag != rule.stripped_flag:
+        config_text = adapter.config.with_value(rule.flag, rule.stripped_flag)
     return _changed(adapter, result, "stripped", removed, weights, config_text)
 
 

@@ -107,7 +107,7 @@ def _tensor(entry: Mapping[str, object]) -> RemovedTensor:
     shape, dtype, digest = entry["shape"], entry["dtype"], entry["sha256"]
     if (
         not isinstance(shape, list)
-        or not all(type(dim) is int and 0 < dim < 2**40 for dim in shape)
+        or not all(type(dim) is int and 0 <= dim < 2**40 for dim in shape)
         or dtype not in TORCH_DTYPES
         or not isinstance(digest, str)
         or not re.fullmatch(r"[0-9a-f]{64}", digest)

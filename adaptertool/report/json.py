@@ -34,6 +34,15 @@ def inspection_document(result: Inspection) -> dict[str, Any]:
         },
         "projections": projections_block(result.projections),
         "findings": findings_block(result.findings),
+        "notes": [
+            {
+                "message": note.message,
+                "tensors": list(note.tensors[:LISTED_TENSORS]),
+                "count": len(note.tensors),
+                "bytes": note.bytes,
+            }
+            for note in result.notes
+        ],
     }
 
 

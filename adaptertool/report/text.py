@@ -50,7 +50,8 @@ def inspection_text(result: Inspection) -> RenderableType:
     facts = [f"{adapter.peft_type} adapter"]
     if adapter.rank is not None:
         facts.append(f"rank {adapter.rank}")
-    facts.append(f"{adapter.parameters:,} trained parameters")
+    if adapter.parameters is not None:
+        facts.append(f"{adapter.parameters:,} trained parameters")
     if adapter.peft_version:
         facts.append(f"PEFT {adapter.peft_version}")
     lines = Text()
@@ -67,6 +68,10 @@ def inspection_text(result: Inspection) -> RenderableType:
     if result.projections is not None:
         parts += ["", *_projections(result.projections)]
     parts += ["", *_findings(result.findings)]
+    for note in result.notes:
+        head = Text("note", style=_SEVERITY_STYLES["info"])
+        head.append(f"  {plural(len(note.tensors), 'tensor')}, {size(note.bytes)}", style="default")
+        parts += ["", head, Padding.indent(Text(shortened(note.message, 600)), 2)]
     return Group(*parts)
 
 
