@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,8 @@ def test_no_progress_bar_without_a_terminal(
         enable_progress_bars,
     )
 
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    for module in (constants, sys.modules["huggingface_hub.utils.tqdm"]):
+        monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", None)
     before = are_progress_bars_disabled()
     enable_progress_bars()
     try:
