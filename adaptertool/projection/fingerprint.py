@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adaptertool.projection.dtypes import DTYPE_NAMES
+from adaptertool.checkpoint.header import TORCH_DTYPES
 from adaptertool.projection.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _tensor(entry: Mapping[str, object]) -> RemovedTensor:
     if (
         not isinstance(shape, list)
         or not all(type(dim) is int and 0 < dim < 2**40 for dim in shape)
-        or dtype not in DTYPE_NAMES
+        or dtype not in TORCH_DTYPES
         or not isinstance(digest, str)
         or not re.fullmatch(r"[0-9a-f]{64}", digest)
     ):

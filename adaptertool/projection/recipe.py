@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.projection.basis import Generation
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from adaptertool.projection.basis import Basis
+    from adaptertool.projection.basis import Basis, Generation
     from adaptertool.projection.loader import Loader
     from adaptertool.projection.sampler import Sampler
 
@@ -40,6 +38,8 @@ class Recipe:
     @property
     def generation(self) -> Generation:
         """The way of drawing, without the casts."""
+        from adaptertool.projection.basis import Generation
+
         return Generation(self.sampler, self.fused_multiply_add, self.generated_dtype)
 
     def as_json(self) -> dict[str, Any]:
@@ -74,6 +74,7 @@ class Recipe:
         known = {"bfloat16", "float16", "float32", "float64"}
         if (
             type(recipe.key) is not int
+            or not -(2**63) <= recipe.key < 2**64
             or not isinstance(recipe.basis, str)
             or recipe.sampler not in ("torch<2.12", "torch>=2.12", "any", None)
             or recipe.fused_multiply_add not in (True, False, None)
@@ -97,6 +98,15 @@ def recipe_for(basis: Basis, generation: Generation, casts: tuple[str, ...]) -> 
         generated_dtype=generation.dtype,
         casts=casts,
         stored_dtype=casts[-1],
+    )
+
+
+def drawable(basis: Basis, generation: Generation) -> bool:
+    """Whether any known torch draws this basis this way."""
+    return any(
+        (known.sampler, known.dtype) == (generation.sampler, generation.dtype)
+        and generation.fused_multiply_add in (None, known.fused_multiply_add)
+        for known in basis.generations
     )
 
 
