@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,10 @@ def _find_weights(folder: Folder) -> str:
     for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
         if name in files:
             return name
+    if isinstance(folder, LocalFolder):
+        for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
+            if os.path.lexists(folder.path / name):
+                folder.open(name)  # a folder, a pipe or a symlink that leads nowhere: opening it says which
     found = [entry for entry in files if entry.endswith((".safetensors", ".bin"))][:5]
     try:
         # In the Hub's offline mode `files` lists what is cached, and only `open` says what that leaves unknown.

@@ -28,7 +28,7 @@ from adaptertool.errors import CorruptError, NoSpaceError, UsageError
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
 
-_STAGED = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d+)-[0-9a-f]+\.(?P<what>tmp|old)")
+_STAGED = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d{1,9})-[0-9a-f]+\.(?P<what>tmp|old)")
 
 
 @dataclass(frozen=True)

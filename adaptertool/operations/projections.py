@@ -207,15 +207,18 @@ def _examine_absent(
     known = loader()
     if known is None:
         return replace(report, reason="torch is not installed, so nothing says what will be drawn")
-    from adaptertool.projection.reproduce import why_not_reproduced
+    from adaptertool.projection.reproduce import can_be_sampled, too_large, why_not_reproduced
 
-    report = replace(report, verification=level)
     try:
         if rule.needs_torch and not torch_is_installed():
             return report
         basis = rule.basis(adapter.config, fingerprint.shapes, fingerprint.recipe.layout)
     except CannotDrawError as error:
-        return replace(report, reason=f"the config draws another basis than the one that was stripped: {error}")
+        reason = f"the config draws another basis than the one that was stripped: {error}"
+        return replace(report, verification=level, reason=reason)
+    if level == "sample" and too_large(basis) is None and not can_be_sampled(basis):
+        return report
+    report = replace(report, verification=level)
     return replace(report, reason=why_not_reproduced(fingerprint, basis, known, whole=level == "full"))
 
 

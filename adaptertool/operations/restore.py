@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Projections
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.projection.recipe import Recipe
-
-MAX_ELEMENTS = 1 << 31
-"""The largest projection that is drawn on the word of a fingerprint: 8.6 GB in float32, more than any model asks for."""
 
 
 def restore(
@@ -164,13 +160,15 @@ def _drawn(
     rule: Projections, recipe: Recipe, shapes: dict[str, tuple[int, ...]], digests: dict[str, str]
 ) -> list[NewTensor]:
     """Draw the projections, and hold them against their digests where there are any; `digests` gets those that are new."""
-    for kind, shape in shapes.items():
-        if math.prod(shape) > MAX_ELEMENTS:
-            raise UnsupportedError(f"{kind} would have {math.prod(shape):,} elements, more than any model asks for")
-    basis = rule.basis_of(recipe, shapes)
     from adaptertool.projection.dtypes import STORED_NAMES
-    from adaptertool.projection.reproduce import redrawn
+    from adaptertool.projection.recipe import drawable
+    from adaptertool.projection.reproduce import redrawn, too_large
 
+    basis = rule.basis_of(recipe, shapes)
+    if (large := too_large(basis)) is not None:
+        raise UnsupportedError(large)
+    if not drawable(basis, recipe.generation):
+        raise CannotDrawError(f"no torch draws a {basis.name} basis in {recipe.generated_dtype} like this")
     tensors = []
     for kind, bits, digest in redrawn(basis, recipe):
         if digests.setdefault(kind, digest) != digest:

@@ -78,6 +78,7 @@ class Recipe:
         known = set(TORCH_DTYPES.values())
         if (
             type(recipe.key) is not int
+            or not -(2**63) <= recipe.key < 2**64
             or not isinstance(recipe.basis, str)
             or recipe.sampler not in ("torch<2.12", "torch>=2.12", "any", None)
             or recipe.fused_multiply_add not in (True, False, None)
@@ -103,6 +104,15 @@ def recipe_for(basis: Basis, generation: Generation, casts: tuple[str, ...]) -> 
         casts=casts,
         stored_dtype=casts[-1],
         layout=basis.layout,
+    )
+
+
+def drawable(basis: Basis, generation: Generation) -> bool:
+    """Whether any known torch draws this basis this way."""
+    return any(
+        (known.sampler, known.dtype) == (generation.sampler, generation.dtype)
+        and generation.fused_multiply_add in (None, known.fused_multiply_add)
+        for known in basis.generations
     )
 
 

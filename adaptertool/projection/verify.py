@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from adaptertool.checkpoint.header import DTYPE_BITS
 from adaptertool.projection.drawn import Drawn, load_dtypes, stored_bits
-from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, FLOATS, from_bits
+from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, from_bits
 from adaptertool.projection.generation import Generation
 from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.checkpoint.weights import Weights
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
@@ -53,21 +55,21 @@ class Difference:
     Attributes:
         tensor: Its name.
         index: Where in the tensor.
-        stored: The value in the file.
+        stored: The value in the file; its bits in hexadecimal where the dtype is none that projections have.
         due: The value that it should have.
         among: How many of the elements that were compared with it differ; the comparison stops soon after the first.
     """
 
     tensor: str
     index: tuple[int, ...]
-    stored: float
-    due: float
+    stored: float | str
+    due: float | str
     among: int
 
     def __str__(self) -> str:
         """Tensor, element and both values."""
         where = ", ".join(str(number) for number in self.index)
-        return f"{self.tensor} differs first at element [{where}]: {self.stored!r} is stored, {self.due!r} is due"
+        return f"{self.tensor} differs first at element [{where}]: {self.stored} is stored, {self.due} is due"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class _StoredReference:
 
     def __init__(self, weights: Weights, tensor: str) -> None:
         self._weights, self._tensor = weights, tensor
-        self._type = BIT_TYPES[DTYPE_NAMES[weights.tensors[tensor].dtype]]
+        self._type = _bit_type(weights.tensors[tensor].dtype)
         self._kept: tuple[tuple[int, int], NDArray[Any]] | None = None
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
@@ -161,20 +163,21 @@ class Comparison:
     _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
 
     def extents(self, tensor: str) -> list[tuple[int, int]]:
-        """The elements to compare, as half-open ranges."""
+        """The elements to compare, as half-open ranges; bytes, where an element is less than one."""
         info = self.weights.tensors[tensor]
-        size = info.nbytes // info.numel if info.numel else 1
+        size = np.dtype(_bit_type(info.dtype)).itemsize
+        count = info.nbytes // size
         whole, window = (3 * REMOTE_WINDOW, REMOTE_WINDOW) if self.remote else (SAMPLE_WHOLE, SAMPLE_WINDOW)
         if self.level == "full" or info.nbytes <= whole:
-            return [(0, info.numel)]
+            return [(0, count)]
         window //= size
-        middle = (info.numel - window) // 2
-        return [(begin, begin + window) for begin in (0, middle, info.numel - window)]
+        middle = (count - window) // 2
+        return [(begin, begin + window) for begin in (0, middle, count - window)]
 
     def bytes_of(self, tensor: str) -> int:
         """How many bytes of a tensor are compared."""
         info = self.weights.tensors[tensor]
-        size = info.nbytes // info.numel if info.numel else 0
+        size = np.dtype(_bit_type(info.dtype)).itemsize
         return size * sum(stop - start for start, stop in self.extents(tensor))
 
     def chosen(self, copies: tuple[str, ...]) -> tuple[str, ...]:
@@ -190,7 +193,7 @@ class Comparison:
         ranges = []
         for tensor in tensors:
             info = self.weights.tensors[tensor]
-            size = info.nbytes // info.numel if info.numel else 0
+            size = np.dtype(_bit_type(info.dtype)).itemsize
             ranges += [(tensor, start * size, (stop - start) * size) for start, stop in self.extents(tensor)]
         with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
             for _ in pool.map(lambda one: self._pieces(*one), ranges):
@@ -226,21 +229,41 @@ class Comparison:
                 if wrong.size:
                     elements = np.unique((wrong + at) // due.itemsize)
                     first = int(elements[0])
-                    dtype = DTYPE_NAMES[info.dtype]
                     stored_bytes = b"".join(
                         bytes(part)
                         for part in self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
                     )
                     return Difference(
                         tensor,
-                        tuple(int(number) for number in np.unravel_index(start + first, info.shape)),
-                        float(from_bits(np.frombuffer(stored_bytes, dtype=due.dtype), dtype)[0]),
-                        float(from_bits(due[first : first + 1], dtype)[0]),
+                        _position(start + first, info),
+                        _value(np.frombuffer(stored_bytes, dtype=due.dtype), info.dtype),
+                        _value(due[first : first + 1], info.dtype),
                         elements.size,
                     )
                 at += stored.size
                 self.progress(stored.size)
         return None
+
+
+def _bit_type(dtype: str) -> type[np.unsignedinteger[Any]]:
+    """The unsigned integer of an element's width; a byte where it is narrower."""
+    return {16: np.uint16, 32: np.uint32, 64: np.uint64}.get(DTYPE_BITS[dtype], np.uint8)
+
+
+def _value(bits: NDArray[Any], dtype: str) -> float | str:
+    """One element as people read it."""
+    return float(from_bits(bits, DTYPE_NAMES[dtype])[0]) if dtype in DTYPE_NAMES else hex(int(bits[0]))
+
+
+def _position(index: int, info: TensorInfo) -> tuple[int, ...]:
+    """Where in a tensor an element is; numpy can count only 64 dimensions."""
+    if DTYPE_BITS[info.dtype] < 8:
+        return (index,)
+    position: list[int] = []
+    for dim in reversed(info.shape):
+        index, along = divmod(index, dim)
+        position.append(along)
+    return tuple(reversed(position))
 
 
 def verify(
