@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from adaptertool.cli.options import DryRun, Format, ForTorch, InPlace, Output, Revision, Subfolder, Target, Token
+from adaptertool.cli.options import DryRun, Format, ForTorch, InPlace, Output, Push, Revision, Subfolder, Target, Token
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -22,6 +22,7 @@ def command(
     target: Target,
     output: Output = None,
     in_place: InPlace = False,
+    push: Push = False,
     keep_one_copy: Annotated[
         bool, typer.Option("--keep-one-copy", help="Keep the pair that PEFT loads, and remove the further copies.")
     ] = False,
@@ -58,6 +59,7 @@ def command(
             target,
             output=output,
             in_place=in_place,
+            push=push,
             keep_one_copy=keep_one_copy,
             for_torch=for_torch,
             base=base,

@@ -5,19 +5,20 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adaptertool import __version__
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
-from adaptertool.checkpoint.writer import Change, check_in_place, check_output, replace_in_place, write_folder
-from adaptertool.errors import UsageError
+from adaptertool.checkpoint.writer import Change
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.operations.inspect import TargetReport, describe_target
+from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about
+from adaptertool.operations.pull_request import pull_request_words
+from adaptertool.operations.rewrite import Action, Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for
@@ -28,92 +29,13 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Projections
     from adaptertool.projection.stored import Stored
 
-Action = Literal["stripped", "kept-one-copy", "restored", "nothing-to-do", "refused"]
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """The result of `slim` and of `restore`.
-
-    Attributes:
-        target: What was read.
-        dry_run: Whether nothing was written on request.
-        action: What was done, or would be.
-        reason: Why, where nothing was.
-        output: The folder that was written, or would be.
-        bytes_before: The length of the weights file.
-        bytes_after: The length of the new one; the same where nothing changes.
-        tensors_changed: How many tensors were removed, or added.
-        bytes_changed: How many bytes of tensors were.
-        pull_request: The address of the pull request that was opened.
-        projections: What was found out about the projections.
-        findings: What the user should know.
-        hint: What to do after a refusal.
-    """
-
-    target: TargetReport
-    dry_run: bool
-    action: Action
-    reason: str | None
-    output: str | None
-    bytes_before: int
-    bytes_after: int
-    tensors_changed: int = 0
-    bytes_changed: int = 0
-    pull_request: str | None = None
-    projections: ProjectionReport | None = None
-    findings: tuple[Finding, ...] = ()
-    hint: str | None = None
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where a rewritten checkpoint goes.
-
-    Attributes:
-        output: A folder, which gets all files of the source.
-        in_place: The source itself.
-        dry_run: Nowhere; only the plan is made.
-        force: Whether an existing output is overwritten.
-    """
-
-    output: Path | None = None
-    in_place: bool = False
-    dry_run: bool = False
-    force: bool = False
-
-    def check(self, adapter: Adapter) -> None:
-        """Refuse what can't be written, before any work is done.
-
-        Raises:
-            UsageError: there is no place, or more than one, or it can't be written to.
-        """
-        if self.output is not None and self.in_place:
-            raise UsageError("--output and --in-place contradict each other")
-        if self.output is None and not self.in_place and not self.dry_run:
-            raise UsageError("nothing says where to write", hint="Add -o DIR, --in-place or --dry-run.")
-        if self.output is not None:
-            check_output(adapter, self.output, force=self.force)
-        elif self.in_place:
-            check_in_place(adapter)
-
-    def carry_out(self, adapter: Adapter, change: Change, progress: Progress) -> str | None:
-        """Write the changed checkpoint, and say where."""
-        if self.dry_run:
-            return str(self.output) if self.output else None
-        progress.phase("writing", change.weights.file_bytes if change.weights else 0)
-        if self.output is not None:
-            write_folder(adapter, change, self.output, force=self.force, progress=progress.advance)
-            return str(self.output)
-        replace_in_place(adapter, change, progress.advance)
-        return adapter.folder.location
-
 
 def slim(
     target: str | Path,
     *,
     output: str | Path | None = None,
     in_place: bool = False,
+    push: bool = False,
     keep_one_copy: bool = False,
     for_torch: str | None = None,
     base: str | None = None,
@@ -130,6 +52,7 @@ def slim(
         target: A folder, a weights file, or a Hub repo; see `open_target`.
         output: The folder to write.
         in_place: Replace the files of the source.
+        push: Open a pull request on the Hub repo.
         keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
         for_torch: The torch version that will load the adapter; by default the installed one.
         base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter. Without it a
@@ -147,7 +70,7 @@ def slim(
     if for_torch is not None:
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
-    destination = Destination(Path(output) if output else None, in_place, dry_run, force)
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
     destination.check(adapter)
     rule = method_of(adapter.config).projections
     proven = False
@@ -168,14 +91,7 @@ def slim(
     )
     if plan.change is None:
         return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
-    where = destination.carry_out(adapter, plan.change, progress)
-    return replace(plan.result, target=describe_target(adapter), dry_run=dry_run, output=where)
-
-
-def unchanged(adapter: Adapter) -> Rewrite:
-    """The result of having done nothing yet."""
-    size = adapter.weights.file_bytes
-    return Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+    return destination.carry_out(adapter, plan.change, plan.result, pull_request_words, progress)
 
 
 def _disproof(
@@ -259,7 +175,9 @@ def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, r
     metadata = dict(adapter.weights.metadata or {"format": "pt"})
     metadata[METADATA_KEY] = fingerprint.to_metadata(__version__)
     weights = NewWeights(_without(adapter, removed), metadata)
-    config_text = adapter.config.with_value(rule.flag, False) if report.flag else None
+    config_text = None
+    if rule.flag is not None and rule.stripped_flag is not None and report.flag != rule.stripped_flag:
+        config_text = adapter.config.with_value(rule.flag, rule.stripped_flag)
     return _changed(adapter, result, "stripped", removed, weights, config_text)
 
 
@@ -292,10 +210,8 @@ def _changed(
 
 def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Plan:
     if report.verdict == "unverified":
-        reason, hint = (
-            "nothing was verified, because torch is not installed",
-            f"{INSTALL_TORCH}, or name --for-torch VERSION.",
-        )
+        reason = f"torch is not installed, so nothing was verified: {INSTALL_TORCH}"
+        hint = "Or name the torch that will load the adapter with --for-torch VERSION."
     else:
         reason = report.reason or "the projections do not verify"
         hint = _one_copy_hint(adapter)

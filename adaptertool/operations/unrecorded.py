@@ -1,4 +1,4 @@
-"""What to draw for a stripped file without a fingerprint: from what the user says of the training run, and never from a guess."""
+"""What to draw for a stripped file without a fingerprint: what the user says of the training run, never a guess."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def recipe_without_fingerprint(
             "Name it with --for-torch VERSION; torch 2.12 changed what is drawn.",
         )
     shapes = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
-    basis = rule.basis(adapter.config, shapes)
+    basis = rule.basis(adapter.config, shapes, {})
 
     from adaptertool.projection.drawn import LOAD_DTYPES, load_dtypes
     from adaptertool.projection.recipe import draws, recipe_for
@@ -47,6 +47,11 @@ def recipe_without_fingerprint(
     loader = loader_for(for_torch or "2.12")
     assert loader is not None  # noqa: S101 - a named version has one
     generation = next(one for one in basis.generations if draws(loader, one))
+    if for_torch is None and basis.fusing_matters(generation):
+        raise CannotDrawError(
+            "nothing says whether the processor that drew the projections fused multiply-add",
+            "If it was one like this, name --for-torch VERSION.",
+        )
     casts = (dtype or basis.generations[0].dtype, "float32")
     if dtype is None:
         drawn = [projection for _, projection in basis.draw(generation)]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from adaptertool.projection.basis import Generation
-from adaptertool.projection.drawn import Drawn, cast_chains, load_dtypes, stored_bits
-from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits
-from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for
+from adaptertool.projection.drawn import Drawn, load_dtypes, stored_bits
+from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, FLOATS, from_bits
+from adaptertool.projection.generation import Generation
+from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -269,10 +269,11 @@ def verify(
     if difference is not None:
         return Verification(level, "copies-differ", recipe, reason=difference)
     drawn = [reference.drawn for reference in match.references.values()]
-    loads_with = conditions(recipe, load_dtypes(drawn, match.casts))
+    cast = any(kind not in basis.fixed for kind in basis.shapes) and match.generation.dtype in FLOATS
+    loads_with = (*conditions(recipe, load_dtypes(drawn, match.casts) if cast else None), *basis.requires)
     if draws(loader, recipe.generation):
         return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
-    reason = f"{loader.name} draws other projections from this config; these need: {loads_with[0]}"
+    reason = why_not(loader, recipe.generation)
     return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
 
 
@@ -312,12 +313,13 @@ def _identify(
 ) -> tuple[_Match | None, Difference | None]:
     """Find the generation and the casts that give the canonical tensors; else the nearest miss."""
     canonical = {one.kind: one.canonical for one in stored}
-    dtype = DTYPE_NAMES[comparison.weights.tensors[stored[0].canonical].dtype]
+    dtypes = {one.kind: DTYPE_NAMES[comparison.weights.tensors[one.canonical].dtype] for one in stored}
+    cast = [dtype for kind, dtype in dtypes.items() if kind not in basis.fixed]
     nearest: tuple[int, int, Difference] | None = None
     for generation in _in_order(basis, loader):
         own = loader.installed and draws(loader, generation)
         drawing = basis.draw_with_torch(generation.dtype) if own else basis.draw(generation)
-        chains = cast_chains(generation.dtype, dtype)
+        chains = basis.chains(generation, cast[0] if cast else generation.dtype)
         references: dict[str, _DrawnReference] = {}
         digests: dict[str, str] = {}
         for position, (kind, projection) in enumerate(drawing):

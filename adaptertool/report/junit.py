@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET  # written, never parsed
 
-from adaptertool.report.words import printable
+from adaptertool.words import printable
 
 if TYPE_CHECKING:
     from adaptertool.report.pipeline import PipelineResult

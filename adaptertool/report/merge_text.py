@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptertool.report.pipeline import summary_of
-from adaptertool.report.words import collapsed, plural, printable, shortened, size
+from adaptertool.words import collapsed, plural, printable, shortened, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

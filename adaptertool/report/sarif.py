@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool import __version__
 from adaptertool.findings import CODES
-from adaptertool.report.words import printable
+from adaptertool.words import printable
 
 if TYPE_CHECKING:
     from adaptertool.findings import Code
