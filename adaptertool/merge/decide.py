@@ -65,7 +65,7 @@ class BaseLayers:
         self.base = base
         self.code = code
         self.modules = modules_of(base.files)
-        self._names = Names(self.modules, code.wrappers)
+        self._names = Names(self.modules, code.wrappers, code.leading)
         self._renamed = renamed or {}
         method = base.config.get("quantization_config")
         self.quantization = str(method.get("quant_method", "unknown")) if isinstance(method, dict) else None

@@ -79,6 +79,12 @@ class ModelCode:
         return self._entry.prefixes if self._entry else ()
 
     @property
+    def leading(self) -> tuple[str, ...]:
+        """Those of them that are the name of the model type itself, such as `wav2vec2`, and so of no tower in it."""
+        own = (self.model_type or "").replace("-", "_")
+        return tuple(name for name in self.wrappers if own.startswith(name))
+
+    @property
     def tied(self) -> bool | None:
         """Whether input and output embeddings are one tensor; None where neither config nor table says."""
         text = self.config.get("text_config")
@@ -102,7 +108,7 @@ class ModelCode:
         return self._answer(*rules.pop()) if len(rules) == 1 else None
 
     def governed_by(self, flag: str) -> tuple[str, ...]:
-        """The layers whose bias this flag decides, as patterns with `#` for layer numbers, each once.
+        """The layers whose bias this flag decides, as patterns with `#` for layer numbers, of all classes of the model.
 
         Args:
             flag: As in `CodeLayer.flag`.
@@ -113,8 +119,7 @@ class ModelCode:
             if flag.startswith(path):
                 return code.governed_by(flag)
         own = flag.removeprefix(self.part)
-        patterns = [pattern for pattern, (_, rule) in self._entry.rules.items() if rule.removeprefix("not ") == own]
-        return tuple(pattern for pattern in patterns if not any(other.endswith(f".{pattern}") for other in patterns))
+        return tuple(pattern for pattern, (_, rule) in self._entry.rules.items() if rule.removeprefix("not ") == own)
 
     def bias_flags(self) -> Iterator[tuple[str, bool]]:
         """The fields of the config that are named like a bias and are true or false, by dotted path."""

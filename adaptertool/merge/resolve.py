@@ -99,11 +99,14 @@ class Names:
 
     Args:
         modules: The names.
-        wrappers: Segments that are wrappers in this model beside the general ones, such as a `base_model_prefix`.
+        wrappers: Segments that are wrappers in this model beside the general ones, such as a `base_model_prefix`. One that
+            is named like a tower does not count.
+        leading: Segments that are wrappers where a path begins with them, whatever they are named like.
     """
 
-    def __init__(self, modules: Iterable[str], wrappers: Iterable[str] = ()) -> None:
+    def __init__(self, modules: Iterable[str], wrappers: Iterable[str] = (), leading: Iterable[str] = ()) -> None:
         self._modules = frozenset(modules)
+        self._leading = frozenset(leading)
         self._wrappers = WRAPPERS | {name for name in wrappers if name and not _modality(name)}
         self._by_tail: dict[tuple[str, ...], list[str]] = {}
         for name in self._modules:
@@ -120,15 +123,21 @@ class Names:
         others = self._by_tail.get(tail, ())
         wanted = self._unwrapped(head)
         equal = [other for other in others if self._unwrapped(_split(other)[0]) == wanted]
-        found = equal or [other for other in others if _one_in_other(head, _split(other)[0], self._wrappers)]
+        found = equal or [other for other in others if _one_in_other(wanted, self._unwrapped(_split(other)[0]))]
         if len(found) == 1:
             return Resolution("wrapper", found[0])
         if found:
             return Resolution("ambiguous", candidates=tuple(sorted(found)))
         return Resolution("missing")
 
+    def unwrapped(self, module: str) -> tuple[str, ...]:
+        """A module's path without the wrappers before its first layer number: the same for two names of one layer."""
+        head, tail = _split(module)
+        return (*self._unwrapped(head), *tail)
+
     def _unwrapped(self, head: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(segment for segment in head if segment not in self._wrappers)
+        inner = head[1:] if head and head[0] in self._leading else head
+        return tuple(segment for segment in inner if segment not in self._wrappers)
 
 
 def split_tensor(name: str) -> tuple[str, str]:
@@ -162,7 +171,7 @@ def _split(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return parts[:at], parts[at:]
 
 
-def _one_in_other(one: tuple[str, ...], other: tuple[str, ...], wrappers: frozenset[str]) -> bool:
+def _one_in_other(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     short, long = sorted((one, other), key=len)
     extra: list[str] = []
     rest = list(short)
@@ -174,7 +183,7 @@ def _one_in_other(one: tuple[str, ...], other: tuple[str, ...], wrappers: frozen
     if rest:
         return False
     known = {modality for segment in short if (modality := _modality(segment))}
-    return all(segment in wrappers or (_modality(segment) or "") in known | {""} for segment in extra)
+    return all((_modality(segment) or "") in known | {""} for segment in extra)
 
 
 def _modality(segment: str) -> str | None:

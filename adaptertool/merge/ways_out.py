@@ -9,7 +9,7 @@ from adaptertool.merge.resolve import Names
 from adaptertool.merge.result import WayOut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from adaptertool.merge.decide import BaseLayers, Layer
 
@@ -26,8 +26,7 @@ def ways_out(layers: BaseLayers, blocked: Sequence[Layer]) -> tuple[WayOut, ...]
     ways: list[WayOut] = []
     for flag in dict.fromkeys(layer.flag for layer in blocked if layer.flag is not None):
         adapted = {pattern_of(layer.module) for layer in blocked if layer.flag == flag}
-        names = Names(adapted, layers.code.wrappers)
-        others = tuple(pattern for pattern in layers.code.governed_by(flag) if names.find(pattern).module is None)
+        others = _others(adapted, layers.code.governed_by(flag), Names((), layers.code.wrappers, layers.code.leading))
         value = not any(
             code.turned for layer in blocked if (code := layers.code.layer(layer.module)) and code.flag == flag
         )
@@ -52,6 +51,18 @@ def ways_out(layers: BaseLayers, blocked: Sequence[Layer]) -> tuple[WayOut, ...]
             text += "with a method that changes weights: no linear layer of this base has a bias."
         ways.append(WayOut(None, None, (), biased, text))
     return tuple(ways)
+
+
+def _others(adapted: Iterable[str], governed: Iterable[str], names: Names) -> tuple[str, ...]:
+    """The governed layers that are not adapted, each once, under the name in the tree that the adapted ones are in."""
+    known = {names.unwrapped(pattern) for pattern in adapted}
+    heads = {pattern.partition("#")[0] for pattern in adapted}
+    others: dict[tuple[str, ...], str] = {}
+    for pattern in governed:
+        key = names.unwrapped(pattern)
+        if key not in known and (key not in others or pattern.partition("#")[0] in heads):
+            others[key] = pattern
+    return tuple(others.values())
 
 
 def biased_layers(layers: BaseLayers) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def _head(report: MergeReport) -> Text:
 
 def _ranges(layers: Sequence[LayerResult]) -> Table:
     """One line for each group of layers that differ in their number alone."""
-    table = _table("layers", "", "bias", "loss")
+    table = _table("finding", "bias", "loss", "layers")
     groups: dict[tuple[str, str | None, bool | None, str], list[LayerResult]] = {}
     for layer in sorted(layers, key=lambda one: _ORDER.index(one.status)):
         groups.setdefault((layer.status, layer.code, layer.has_bias, layer.layer_type), []).append(layer)
@@ -91,25 +91,25 @@ def _ranges(layers: Sequence[LayerResult]) -> Table:
         for line in by_line:
             table.add_row(
                 Text(status, style=_STATUS_STYLES[status]),
-                Text(shortened(line, 200)),
                 Text(_kind(code, layer_type)),
                 Text(_bias(has_bias)),
                 Text(_loss(max(losses)) if losses else ""),
+                Text(shortened(line, 200)),
             )
     return table
 
 
 def _every_layer(layers: Sequence[LayerResult]) -> Table:
-    table = _table("layer", "", "bias", "loss", "update", "base bias")
+    table = _table("finding", "bias", "loss", "update", "base", "layer")
     for layer in layers:
         table.add_row(
             Text(layer.status, style=_STATUS_STYLES[layer.status]),
-            Text(shortened(layer.module, 200)),
             Text(_kind(layer.code, layer.layer_type)),
             Text(_bias(layer.has_bias)),
             Text("" if layer.rounding_loss is None else _loss(layer.rounding_loss)),
             Text(_norm(layer.update_norm)),
             Text(_norm(layer.bias_norm)),
+            Text(shortened(layer.module, 200)),
         )
     return table
 
@@ -117,9 +117,10 @@ def _every_layer(layers: Sequence[LayerResult]) -> Table:
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True)
-    for number, title in enumerate(titles):
-        # The name gets what room is left and is folded, never cut.
-        table.add_column(title, no_wrap=number > 0, overflow="fold", justify="right" if number > 2 else "left")
+    for title in titles[:-1]:
+        table.add_column(title, no_wrap=True, justify="left" if title in ("finding", "bias") else "right")
+    # The name gets what room is left and is folded, never cut.
+    table.add_column(titles[-1], overflow="fold")
     return table
 
 

@@ -110,6 +110,9 @@ def inspection_result(result: Inspection, exit_code: int) -> PipelineResult:
 
 def summary_of(report: MergeReport) -> str:
     """How many layers are what, in a line."""
+    total = len(report.layers)
+    if not total:
+        return report.findings[0].message if report.findings else report.note or "no layers"
     words: dict[Status, str] = {
         "blocked": "can't be merged into",
         "lossy": "lose by merging",
@@ -119,9 +122,11 @@ def summary_of(report: MergeReport) -> str:
     parts = []
     for status, word in words.items():
         count = sum(layer.status == status for layer in report.layers)
-        if count:
-            parts.append(f"{count} of {len(report.layers)} layers {word}")
-    return ", ".join(parts) or (report.findings[0].message if report.findings else report.note or "no layers")
+        if count == total:
+            return f"{'the only layer' if total == 1 else f'all {total} layers'} {word}"
+        if count and status != "ok":
+            parts.append(f"{count} of {total} layers {word}")
+    return ", ".join(parts)
 
 
 def artifact_uri(location: str, kind: Literal["local", "hub"], revision: str | None, file: str) -> str:

@@ -188,7 +188,7 @@ def save_adapter(recipe: Recipe, base: Path, folder: Path, *, std: float = 0.1, 
     for name, parameter in peft_model.named_parameters():
         if "beft_" in name or "lora_" in name:
             torch.nn.init.normal_(parameter, std=std)
-    peft_model.save_pretrained(folder)
+    peft_model.save_pretrained(str(folder))
     gc.collect()
     return folder
 
@@ -206,7 +206,7 @@ def merge_by_peft(recipe: Recipe, base: Path, adapter: Path, dtype: torch.dtype 
     model = PeftModel.from_pretrained(load_base(recipe, base, dtype), adapter)
     fails: dict[str, str | None] = {}
     biases: dict[str, torch.Tensor | None] = {}
-    for path, module in model.base_model.model.named_modules():
+    for path, module in model.get_base_model().named_modules():
         if not isinstance(module, BaseTunerLayer):
             continue
         try:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import adaptertool
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from adaptertool.operations.check_merge import check_merge
-from tests.merge.models import RECIPES, load_base, merge_by_peft, save_adapter, save_base
+from tests.merge.models import RECIPES, Recipe, load_base, merge_by_peft, save_adapter, save_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import Any
 
 
@@ -407,3 +410,47 @@ def test_the_model_is_asked_where_headers_cannot_decide(
     assert report.base.source == "model"
     assert report.verdict == "unknown"
     assert load_base(RECIPES["qwen2"], base) is not None
+
+
+_VIT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_the_model_says_where_transformers_5_renamed_layers(qkv_bias: bool, tmp_path: Path) -> None:
+    recipe = Recipe(
+        "ViTConfig", "ViTForImageClassification", {**_VIT, "qkv_bias": qkv_bias}, ["v_proj"], "FEATURE_EXTRACTION"
+    )
+    base = save_base(recipe, tmp_path / "base")
+    adapter = save_adapter(recipe, base, tmp_path / "adapter")
+    fails = merge_by_peft(recipe, base, adapter).fails
+    report = check_merge(adapter, base)
+    assert {layer.module: layer.status == "ok" for layer in report.layers} == {
+        path: error is None for path, error in fails.items()
+    }
+    assert report.base is not None
+    if qkv_bias:
+        assert report.base.source == "model"
+        assert report.layers[0].base_tensor == "vit.encoder.layer.0.attention.attention.value.bias"
+        assert check_merge(adapter, base, ask_model=False).verdict == "unknown"
+    else:
+        assert report.base.source == "headers"
+
+
+def test_headers_need_neither_torch_nor_transformers(
+    base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    code = (
+        "import sys; from adaptertool.operations.check_merge import check_merge; "
+        "print(check_merge(sys.argv[1], sys.argv[2]).verdict, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(beft_of("qwen2")), str(base_of("qwen2"))]
+    root = Path(adaptertool.__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == ["mergeable", "False", "False"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import warnings
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Layer:
 def quiet() -> None:
     """Keep transformers' remarks about default configs off the screen."""
     warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity(transformers.logging.ERROR)
+    transformers.logging.set_verbosity(logging.ERROR)
 
 
 def model_types() -> list[str]:

@@ -1,11 +1,10 @@
 """How many layers of transformers' architectures are resolved, and whether any answer is wrong.
 
-    python -m tests.tools.sweep_resolution [--write FILE] [MODEL_TYPE …]
+    python -m tests.tools.sweep_resolution [MODEL_TYPE …]
 
 Every model type is built on the meta device; the names of its tensors are written as its live tree has them, as
-`save_pretrained` writes them (transformers 5 turns its renaming back), and without the head's prefix. Each linear layer is then
-looked up in each of them, from names alone and from names with the table of flags. With --write the layouts are stored, for the
-tests to use.
+`save_pretrained` writes them (transformers 5 turns its renaming back), and without the head's prefix. Each linear layer is
+then looked up in each of them, from names alone and from names with the table of flags.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.core_model_loading import revert_weight_conversion
 
+from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.merge.base import Base
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
@@ -66,7 +66,7 @@ def answers(config: Mapping[str, Any], names: Iterable[str], modules: Mapping[st
         names: Of the tensors in its file.
         modules: The linear layers, and whether each has a bias.
     """
-    base = Base(None, config, dict.fromkeys(names, ""))  # type: ignore[arg-type] - nothing is read
+    base = Base(LocalFolder(Path()), config, dict.fromkeys(names, ""))
     layers = BaseLayers(base, ModelCode(config))
     count: Counter[str] = Counter()
     for module, bias in modules.items():
@@ -80,14 +80,29 @@ def answers(config: Mapping[str, Any], names: Iterable[str], modules: Mapping[st
     return count
 
 
-def samples(names: Iterable[str]) -> Iterable[dict[str, Any]]:
-    """For each class of each model type: config, layouts, and linear layers with whether they have a bias."""
+def asked_of(sample: Mapping[str, Any], layout: str) -> dict[str, bool]:
+    """The linear layers that can be looked up in a layout: a head is not in a headless file."""
+    linear: dict[str, bool] = sample["linear"]
+    if layout != "headless":
+        return linear
+    native = {name.rpartition(".")[0] for name in sample["layouts"]["native"]}
+    kept = {name.rpartition(".")[0] for name in sample["layouts"]["headless"]}
+    return {path: bias for path, bias in linear.items() if path not in native or path.partition(".")[2] in kept}
+
+
+def samples(names: Iterable[str], most: int = 4) -> Iterable[dict[str, Any]]:
+    """For each class of each model type: config, layouts, and linear layers with whether they have a bias.
+
+    Args:
+        names: Model types.
+        most: How many classes of each.
+    """
     for model_type in names:
         try:
             config = default_config(model_type)
         except BUILD_ERRORS:
             continue
-        for model_class in classes_of(model_type)[:4]:
+        for model_class in classes_of(model_type)[:most]:
             try:
                 model = build(model_class, shrunk(config))
             except BUILD_ERRORS:
@@ -109,23 +124,10 @@ def samples(names: Iterable[str]) -> Iterable[dict[str, Any]]:
 def main(arguments: list[str]) -> None:
     """Print the counts, and the classes with wrong answers."""
     quiet()
-    target = Path(arguments[1]) if arguments[:1] == ["--write"] else None
-    names = arguments[2:] if target else arguments
     total: dict[str, Counter[str]] = {}
-    kept = []
-    for sample in samples(names or model_types()):
-        kept.append(sample)
+    for sample in samples(arguments or model_types()):
         for layout, tensors in sample["layouts"].items():
-            modules = sample["linear"]
-            if layout == "headless":
-                # A head is not in a headless file, and never can be resolved.
-                stems = {name.rpartition(".")[0] for name in sample["layouts"]["native"]}
-                prefix_kept = {name.rpartition(".")[0] for name in tensors}
-                modules = {
-                    path: bias
-                    for path, bias in modules.items()
-                    if path not in stems or path.partition(".")[2] in prefix_kept
-                }
+            modules = asked_of(sample, layout)
             with_table = answers(sample["config"], tensors, modules)
             names_only = answers({**_plain(sample["config"]), "model_type": None}, tensors, modules)
             for kind, count in (("with the table", with_table), ("from names", names_only)):
@@ -136,8 +138,6 @@ def main(arguments: list[str]) -> None:
     for key, count in total.items():
         resolved = 1 - count["unknown"] / max(1, sum(count.values()))
         print(f"{key}: {resolved:.1%} of {sum(count.values())} resolved, {dict(count)}")
-    if target is not None:
-        target.write_text("".join(json.dumps(sample) + "\n" for sample in kept), encoding="utf-8")
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
