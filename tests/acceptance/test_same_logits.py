@@ -11,7 +11,10 @@ from tests.checkpoints import CANONICAL_A, CANONICAL_B, Spec, load, logits, proj
 from tests.conftest import Make, Run
 
 DTYPES = ("float32", "bfloat16", "float16")
-SPARSE_DOWN = ("gate_proj", "down_proj")  # (80, 48) and (48, 80): the basis is drawn for (80, 80), which is no layer's shape
+SPARSE_DOWN = (
+    "gate_proj",
+    "down_proj",
+)  # (80, 48) and (48, 80): the basis is drawn for (80, 80), which is no layer's shape
 
 CASTS = [
     Spec(dtype=dtype, kind=kind, autocast=autocast)
