@@ -54,8 +54,10 @@ TORCH_DTYPES: Mapping[str, str] = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
+    "I32": "int32",
+    "I64": "int64",
 }
-"""The names that torch and people use for the format's floating point dtypes."""
+"""The names that torch and people use for the dtypes that random tensors have."""
 
 
 @dataclass(frozen=True)

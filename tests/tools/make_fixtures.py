@@ -1,4 +1,5 @@
-"""Make `fixtures/base-llama` and `fixtures/randlora-llama` again.
+"""Make `fixtures/base-llama`, `fixtures/randlora-llama`, `fixtures/beft-llama` and
+`fixtures/lora-llama` again.
 
     python -m tests.tools.make_fixtures [DIR]
 
@@ -18,11 +19,12 @@ import numpy as np
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from peft import PeftModel, RandLoraConfig, get_peft_model
+from peft import BeftConfig, LoraConfig, PeftConfig, PeftModel, RandLoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-BASE, ADAPTER, WEIGHTS = "base-llama", "randlora-llama", "adapter_model.safetensors"
+BASE, RANDLORA, BEFT, LORA = "base-llama", "randlora-llama", "beft-llama", "lora-llama"
+WEIGHTS = "adapter_model.safetensors"
 
 RANK, HIDDEN = 16, 64
 """Powers of four: the bounds of the uniform draws are powers of two then, so that it makes no difference to the projections
@@ -48,19 +50,33 @@ def make_base(folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
 
 
-def make_adapter(base: Path, folder: Path) -> None:
+def make_randlora(base: Path, folder: Path) -> None:
     """RandLoRA on the linear layers that read the hidden state and on o_proj, as if it had been trained."""
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = RandLoraConfig(
         r=RANK,
         projection_prng_key=1,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"],
         task_type="CAUSAL_LM",
     )
+    _save_adapter(base, folder, config, seed=1)
+
+
+def make_beft(base: Path, folder: Path) -> None:
+    """BEFT on the value projections, which have no bias in a Llama, as if it had been trained."""
+    _save_adapter(base, folder, BeftConfig(target_modules=["v_proj"], task_type="CAUSAL_LM"), seed=2)
+
+
+def make_lora(base: Path, folder: Path) -> None:
+    """LoRA on the query projections, as if it had been trained."""
+    _save_adapter(base, folder, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"), seed=3)
+
+
+def _save_adapter(base: Path, folder: Path, config: PeftConfig, seed: int) -> None:
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     trained = [(name, one) for name, one in adapted.named_parameters() if one.requires_grad]
-    _fill(trained, np.random.RandomState(1), 0.05)
+    _fill(trained, np.random.RandomState(seed), 0.05)
     adapted.peft_config["default"].base_model_name_or_path = BASE
     with tempfile.TemporaryDirectory() as place:
         adapted.save_pretrained(place)
@@ -79,9 +95,11 @@ def _fill(parameters: Iterable[tuple[str, torch.nn.Parameter]], state: np.random
 
 
 def main(where: Path = FIXTURES) -> None:
-    """Make both."""
+    """Make all of them."""
     make_base(where / BASE)
-    make_adapter(where / BASE, where / ADAPTER)
+    make_randlora(where / BASE, where / RANDLORA)
+    make_beft(where / BASE, where / BEFT)
+    make_lora(where / BASE, where / LORA)
 
 
 if __name__ == "__main__":
