@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.conftest import Make, Run, spawn_python
 
 # Large enough that an element or two differ, for this seed.
 SPEC = Spec(targets=("gate_proj", "down_proj"), rank=7, key=8)
-UNFUSED = {"ATEN_CPU_CAPABILITY": "default"}
+UNFUSED: dict[str, Any] = {"ATEN_CPU_CAPABILITY": "default"}
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def write_many_copies(folder: Path, copies: int) -> int:
     with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, bits in tensors:
-            file.write(memoryview(bits).cast("B"))
+            file.write(bits.tobytes())
     (folder / CONFIG).write_text(json.dumps({"peft_type": "RANDLORA", "r": 32, "save_projection": True}))
     return sum(bits.nbytes for bits in pair.values())
 
