@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -192,10 +193,23 @@ def test_the_client_is_left_as_it_was(hub: HubServer, folder: HubFolder, slimmed
 
 
 def test_no_progress_bar_without_a_terminal(
-    folder: HubFolder, slimmed: dict[str, Path], capfd: pytest.CaptureFixture[str]
+    folder: HubFolder, slimmed: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    pushed(folder, slimmed)
-    assert capfd.readouterr() == ("", "")
-    assert not are_progress_bars_disabled()
+    for module in (constants, sys.modules["huggingface_hub.utils.tqdm"]):
+        monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    before = are_progress_bars_disabled()
+    enable_progress_bars()
+    try:
+        pushed(folder, slimmed)
+        assert capfd.readouterr() == ("", "")
+        assert not are_progress_bars_disabled()
+    finally:
+        if before:
+            disable_progress_bars()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -307,3 +308,8 @@ def test_huggingface_hub_is_imported_for_repos_only(randlora: Path) -> None:
         "assert not {'huggingface_hub', 'torch', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(randlora)], check=True)
+
+
+def test_the_guard_of_these_tests() -> None:
+    with socket.socket() as outward, pytest.raises(AssertionError, match="reached out"):
+        outward.connect(("192.0.2.1", 80))
