@@ -35,7 +35,7 @@ Kind = Literal["dense", "sparse", "very-sparse"]
 Layout = Literal["copies", "canonical", "layer", "pickle"]
 Tensors = dict[str, torch.Tensor]
 
-_LLAMA_SIZES: dict[str, int] = {
+_LLAMA_SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 48,
     "intermediate_size": 80,

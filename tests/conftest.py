@@ -75,7 +75,7 @@ def spawn() -> Run:
     return call
 
 
-def spawn_python(*arguments: object, cwd: Path | None = None, **variables: str) -> Outcome:
+def spawn_python(*arguments: object, cwd: Path | None = None, **variables: Any) -> Outcome:
     """Run this Python with the package on its path."""
     path = os.pathsep.join(part for part in (variables.pop("PYTHONPATH", ""), str(ROOT)) if part)
     done = subprocess.run(

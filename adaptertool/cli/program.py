@@ -84,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UsageError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; what is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # Whoever read the output has seen enough; what is still buffered goes nowhere. typer ends the process with 1 then,
+        # which would be a "no"; asked not to exit, it does so for nothing else.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
         return 0
     except MemoryError:
         print_error(NoSpaceError("not enough memory"), as_json=as_json)

@@ -75,7 +75,7 @@ class Recipe:
             stored_dtype=document.get("stored_dtype"),  # type: ignore[arg-type]
             layout=layout,
         )
-        known = set(TORCH_DTYPES.values())
+        known = tuple(TORCH_DTYPES.values())
         if (
             type(recipe.key) is not int
             or not -(2**63) <= recipe.key < 2**64
@@ -84,7 +84,7 @@ class Recipe:
             or recipe.fused_multiply_add not in (True, False, None)
             or recipe.generated_dtype not in known
             or not recipe.casts
-            or not known.issuperset(recipe.casts)
+            or any(dtype not in known for dtype in recipe.casts)
             or recipe.casts[-1] != recipe.stored_dtype
             or not isinstance(layout, dict)
         ):

@@ -1,4 +1,4 @@
-"""Whatever slim and restore do to a checkpoint, real PEFT computes the very same logits with it, on a base in the same dtype."""
+"""Whatever slim and restore do to a checkpoint, real PEFT computes the very same logits with it, on its base in its dtype."""
 
 from __future__ import annotations
 
@@ -7,36 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import CANONICAL_A, CANONICAL_B, Spec, load, logits, projections, read_config, variants
+from tests.checkpoints import CANONICAL_A, CANONICAL_B, Kind, Spec, load, logits, projections, read_config, variants
 from tests.conftest import Make, Run
 
 DTYPES = ("float32", "bfloat16", "float16")
-SPARSE_DOWN = (
+KINDS: tuple[Kind, ...] = ("dense", "sparse", "very-sparse")
+UP_AND_DOWN = (
     "gate_proj",
     "down_proj",
 )  # (80, 48) and (48, 80): the basis is drawn for (80, 80), which is no layer's shape
 
 CASTS = [
-    Spec(dtype=dtype, kind=kind, autocast=autocast)
-    for dtype, kind, autocast in product(DTYPES, ("dense", "sparse", "very-sparse"), (True, False))
+    Spec(dtype=dtype, kind=kind, autocast=autocast) for dtype, kind, autocast in product(DTYPES, KINDS, (True, False))
 ]
 SEEDS = variants(Spec(), key=(1, 7, -3, 2**32 + 5, 2**63 + 11))
-RANKS = [spec for spec in variants(Spec(), rank=(1, 5, 7, 13, 48, 64))]
+RANKS = variants(Spec(), rank=(1, 5, 7, 13, 48, 64))
 SHAPES = [
-    Spec(targets=SPARSE_DOWN, rank=7),
-    Spec(targets=SPARSE_DOWN, rank=7, kind="very-sparse", dtype="bfloat16"),
+    Spec(targets=UP_AND_DOWN, rank=7),
+    Spec(targets=UP_AND_DOWN, rank=7, kind="very-sparse", dtype="bfloat16"),
     Spec(targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=10),
     Spec(targets=("k_proj",), rank=5),
 ]
 FAMILIES = [
-    Spec(family=family, dtype=dtype, kind=kind, rank=9)
-    for (family, dtype, kind) in (
-        ("qwen2", "float32", "dense"),
-        ("qwen2", "bfloat16", "sparse"),
-        ("gpt2", "float32", "dense"),
-        ("gpt2", "float16", "sparse"),
-    )
-] + [Spec(family="gpt2", targets=("c_fc", "c_proj"), rank=11)]
+    Spec(family="qwen2", rank=9),
+    Spec(family="qwen2", dtype="bfloat16", kind="sparse", rank=9),
+    Spec(family="gpt2", rank=9),
+    Spec(family="gpt2", dtype="float16", kind="sparse", rank=9),
+    Spec(family="gpt2", targets=("c_fc", "c_proj"), rank=11),
+]
 LAYOUTS = [
     *variants(Spec(), layout=("canonical", "layer", "pickle")),
     *variants(Spec(dtype="bfloat16", kind="sparse", autocast=False), layout=("canonical", "layer", "pickle")),
