@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from adaptertool.words import printable
+
 if TYPE_CHECKING:
     from adaptertool.report.pipeline import PipelineResult
 
@@ -30,7 +32,9 @@ def github_annotations(result: PipelineResult) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """A message: controls escaped so that they reach no terminal, line breaks as workflow commands write them."""
+    text = "\n".join(printable(line) for line in text.split("\n"))
+    return text.replace("%", "%25").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
