@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -121,9 +121,9 @@ def test_xlora(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         write(tmp_path / "lora", "LORA")
         config = XLoraConfig(task_type="CAUSAL_LM", hidden_size=16, adapters={"one": str(tmp_path / "lora")})
-        model = base("llama")
-        model.config.use_cache = False
-        model = get_peft_model(model, config)
+        plain = base("llama")
+        plain.config.use_cache = False
+        model = get_peft_model(plain, config)
     # PEFT 0.21.2's own save loses these: it takes the 0 of `layers.0` for the name of one of the LoRA adapters.
     classifier = {name: tensor for name, tensor in model.state_dict().items() if "internal_xlora_classifier" in name}
     save_file(classifier, tmp_path / "adapter_model.safetensors")
@@ -146,7 +146,7 @@ def test_xlora(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_saved_beside_a_lora(arguments: dict[str, object], tmp_path: Path) -> None:
+def test_what_is_saved_beside_a_lora(arguments: dict[str, Any], tmp_path: Path) -> None:
     written = write(tmp_path, "LORA", "opt", **{"modules_to_save": None, **_for_opt(arguments)})
     result = adaptertool.inspect(tmp_path)
     assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(written.model).values())
@@ -157,7 +157,7 @@ def test_what_is_saved_beside_a_lora(arguments: dict[str, object], tmp_path: Pat
     assert ("other" in found) == ("target_modules" in arguments)
 
 
-def _for_opt(arguments: dict[str, object]) -> dict[str, object]:
+def _for_opt(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: ["fc2"] if value == ["mlp"] else value for key, value in arguments.items()}
 
 

@@ -188,10 +188,10 @@ def test_a_file_that_torch_2_8_and_peft_0_19_wrote(tmp_path: Path) -> None:
     expected = load_file(source / "expected.safetensors")
     loaded = {}
     for folder in (source, tmp_path / "slim"):
-        model = AutoModelForCausalLM.from_pretrained(FIXTURES / "base-b", dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(FIXTURES / "base-b", dtype=torch.float32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = PeftModel.from_pretrained(model, str(folder)).eval()
+            model = PeftModel.from_pretrained(base, str(folder)).eval()
         with torch.no_grad():
             loaded[folder.name] = model(input_ids=expected["input_ids"]).logits
     assert torch.equal(loaded["slim"], loaded[source.name])

@@ -91,7 +91,7 @@ def peft_types() -> list[str]:
 def base(family: str, dtype: torch.dtype = torch.float32, *, tied: bool | None = None) -> PreTrainedModel:
     """A tiny random base model, always the same one."""
     torch.manual_seed(0)
-    common = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if tied is not None:
         common["tie_word_embeddings"] = tied
     model: PreTrainedModel
@@ -121,7 +121,9 @@ def base(family: str, dtype: torch.dtype = torch.float32, *, tied: bool | None =
                 **common,
             )
         )
-    return model.to(dtype).eval()
+    model.to(dtype)  # type: ignore[arg-type]
+    model.train(False)
+    return model
 
 
 def configured(peft_type: str, family: str, **arguments: Any) -> Any:
