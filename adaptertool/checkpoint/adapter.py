@@ -70,7 +70,12 @@ def _find_weights(folder: Folder) -> str:
             if os.path.lexists(folder.path / name):
                 folder.open(name)  # a folder, a pipe or a symlink that leads nowhere: opening it says which
     found = [entry for entry in files if entry.endswith((".safetensors", ".bin"))][:5]
-    raise NotFoundError(
-        f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
-        hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
-    )
+    try:
+        # In the Hub's offline mode `files` lists what is cached, and only `open` says what that leaves unknown.
+        folder.open(SAFETENSORS_WEIGHTS).close()
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
+            hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
+        ) from error
+    return SAFETENSORS_WEIGHTS

@@ -1,9 +1,9 @@
 """The header of a safetensors file, held against the rules of the format.
 
 The rules are those of safetensors' own parser (`safetensors/src/tensor.rs`, read at 0.8.0): eight bytes of little-endian
-length, a JSON object, then data that the tensors' offsets tile exactly. What that parser rejects is rejected here. Two things
-that it lets pass are rejected as well: a name that occurs twice, of which it silently takes one, and nested values in
-fields that the format does not know.
+length, a JSON object, then data that the tensors' offsets tile exactly. What that parser rejects is rejected here. Three
+things that it lets pass are rejected as well: a name that occurs twice, of which it silently takes one, nested values in
+fields that the format does not know, and white space before the opening brace, which the format's documentation forbids.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ TORCH_DTYPES: Mapping[str, str] = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
+    "I32": "int32",
+    "I64": "int64",
 }
-"""The names that torch and people use for the format's floating point dtypes."""
+"""The names that torch and people use for the dtypes that random tensors have."""
 
 
 @dataclass(frozen=True)

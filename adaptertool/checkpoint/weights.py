@@ -163,7 +163,7 @@ class PickleWeights:
         import torch
 
         flat = self._tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
-        view = memoryview(flat.numpy()).toreadonly()
+        view = flat.numpy().data.toreadonly()
         stop = len(view) if length is None else start + length
         for begin in range(start, stop, CHUNK):
             yield view[begin : min(begin + CHUNK, stop)]

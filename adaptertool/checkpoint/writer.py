@@ -204,6 +204,26 @@ def write_folder(
             raise os_error(error, error.filename2 or error.filename or output, "write to") from error
 
 
+def write_changes(change: Change, folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, Path]:
+    """Write only the files that a change changes, to an empty folder.
+
+    Returns:
+        The files, by their names in the checkpoint.
+
+    Raises:
+        AdapterToolError: what reading and writing raise.
+    """
+    files = {}
+    if change.config_text is not None:
+        files[CONFIG_NAME] = folder / CONFIG_NAME
+        _write_text(files[CONFIG_NAME], change.config_text)
+    if change.weights is not None:
+        _require_space(folder, change.weights.file_bytes)
+        files[change.weights_name] = folder / change.weights_name
+        write_weights(change.weights, files[change.weights_name], progress)
+    return files
+
+
 def _move_into(staged: Path, output: Path, weights_name: str, stage: Callable[..., Path]) -> None:
     """Replace the files of an existing folder.
 
@@ -245,9 +265,10 @@ def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path) 
     if change.weights is not None:
         done |= {adapter.weights_name, change.weights_name}
     if not isinstance(folder, LocalFolder):
-        for name in folder.files():
+        for name in folder.walk():
             if name not in done:
                 file = folder.open(name)
+                (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 with (staged / name).open("xb") as copy:
                     for piece in file.stream(0, file.size):
                         copy.write(piece)

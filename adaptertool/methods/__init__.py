@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptertool.methods.plain import PLAIN_METHODS, unknown_method
+from adaptertool.methods.cartridge import Cartridge
+from adaptertool.methods.plain import PLAIN_METHODS, UnknownMethod
 from adaptertool.methods.randlora import RandLora
+from adaptertool.methods.vera import PVERA, VERA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,10 +18,17 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.methods.base import Method
 
-METHODS: Mapping[str, Method] = {method.peft_type: method for method in (*PLAIN_METHODS, RandLora())}
+_WITH_A_FILE: tuple[Method, ...] = (
+    Cartridge(),
+    PVERA,
+    RandLora(),
+    VERA,
+)
+
+METHODS: Mapping[str, Method] = {method.peft_type: method for method in (*PLAIN_METHODS, *_WITH_A_FILE)}
 """All methods of PEFT 0.21.2, by `peft_type`."""
 
 
 def method_of(config: AdapterConfig) -> Method:
     """The method that a config names; one that claims nothing where this version does not know it."""
-    return METHODS.get(config.peft_type.upper()) or unknown_method(config.peft_type)
+    return METHODS.get(config.peft_type.upper()) or UnknownMethod(config.peft_type)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
 
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
@@ -21,26 +24,76 @@ ROLES: tuple[Role, ...] = ("trainable", "saved-module", "bias", "projection", "p
 """In the order in which reports list them."""
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something that is in a file and has to stay there, and why.
+
+    Attributes:
+        message: What it is and why slim leaves it, in a sentence or two.
+        tensors: Their names.
+        bytes: What they take up.
+    """
+
+    message: str
+    tensors: tuple[str, ...]
+    bytes: int
+
+
 class CannotDrawError(Exception):
     """The config can't draw what the file stores; the message says why, in a sentence."""
 
 
+class Values(Protocol):
+    """Elements of stored tensors, read when they are asked for."""
+
+    def __call__(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Those of a tensor from `start` to before `stop`, in row-major order: float32, float64 or whole numbers."""
+
+
 class Projections(Protocol):
-    """The random tensors of a method: which they are, and what its config draws."""
+    """The tensors of a method that need not be stored: which they are, and what its config draws.
 
-    flag: str
-    """The config field that says whether they are in the file."""
+    A kind is what one draw gives. Where all layers share one tensor, as in RandLoRA, it is a short name and the file can hold
+    many copies; where each layer has its own, as in SHiRA, it is the name of that tensor.
+    """
 
-    kinds: tuple[str, ...]
-    """Their kinds, in the order of drawing."""
+    @property
+    def flag(self) -> str | None:
+        """The config field that says whether PEFT loads them from the file; None where it always does."""
+
+    @property
+    def flag_default(self) -> bool:
+        """What PEFT takes where the config has no such field."""
+
+    @property
+    def stripped_flag(self) -> bool | None:
+        """What the field must say once they are not in the file; None where it stays as it is."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether they were trained: then nothing draws them, and all that can go are copies of one shared tensor."""
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether only torch itself can draw them."""
 
     def stored(self, names: Iterable[str]) -> tuple[Stored, ...]:
-        """Those among the tensors of a file, by kind in the order of `kinds`."""
+        """Those among the tensors of a file, by kind; where kinds are known beforehand, in the order of drawing."""
 
     def canonical_name(self, kind: str) -> str:
-        """The name under which PEFT's own model stores the shared one of a kind."""
+        """The name under which PEFT's own model stores a kind."""
 
-    def basis(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]]) -> Basis:
+    def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
+        """What decides the drawing and stands neither in the config nor in the shapes, found in the stored bits.
+
+        It is kept in the recipe, as JSON: the order of the layers, for instance. Empty for most methods.
+
+        Raises:
+            CannotDrawError: the bits are not ones that this method draws.
+            CorruptError: a config value makes no sense (ADP304).
+        """
+
+    def basis(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]) -> Basis:
         """What this config draws in these shapes, by kind.
 
         Raises:
@@ -65,8 +118,15 @@ class Projections(Protocol):
             CannotDrawError: the file itself shows that this adapter's own config draws other ones.
         """
 
+    def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
+        """What PEFT does where they are not in the file although the flag says so; None where nothing is wrong with that."""
+
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
-        """The shapes that PEFT draws for target layers of these (out_features, in_features)."""
+        """The shapes that PEFT draws for target layers of these (out_features, in_features).
+
+        Raises:
+            CannotDrawError: they need more than that to be known.
+        """
 
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """The modules that a file holds trained tensors for, as stored, in order."""
@@ -80,8 +140,12 @@ class Method(Protocol):
         """As in `adapter_config.json`."""
 
     @property
+    def known(self) -> bool:
+        """Whether this version knows what its tensors are."""
+
+    @property
     def projections(self) -> Projections | None:
-        """Its random tensors, where it has some that are drawn from a seed in the config."""
+        """Its tensors that need not be stored, where it has some."""
 
     def rank(self, config: AdapterConfig) -> int | None:
         """The rank, for methods that have one.
@@ -93,18 +157,72 @@ class Method(Protocol):
     def role(self, name: str, config: AdapterConfig) -> Role:
         """What the tensor of that name is; projections that are copies are told by `Projections.stored`."""
 
+    def trained(self, tensor: TensorInfo, config: AdapterConfig) -> int:
+        """How many numbers of a tensor that plays a trained role were trained.
+
+        Raises:
+            CorruptError: a config value that the answer depends on makes no sense (ADP304).
+        """
+
+    def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
+        """What a user should know about tensors that were not trained and still have to stay in the file."""
+
+
+TRAINED_ROLES: tuple[Role, ...] = ("trainable", "saved-module", "bias")
+"""The roles of tensors that hold what was trained."""
+
+_TRAINED_TOKENS = re.compile(r"(.*\.)?trainable_tokens_delta")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|embed_out|shared|embed_in)\.[^.]+$")
+_FROZEN_BASE = re.compile(r".*\.base_layer\.weight")
+
 
 def general_role(name: str, config: AdapterConfig) -> Role:
     """What a tensor is that belongs to no method in particular: PEFT saves biases, whole modules and embeddings beside."""
+    # Every method can train single tokens beside (`trainable_token_indices`).
+    if _TRAINED_TOKENS.fullmatch(name):
+        return "trainable"
+    if is_saved_module(name, config):
+        return "saved-module"
     if name.endswith(".bias") and config.fields.get("bias") not in (None, "none"):
         return "bias"
-    modules = config.fields.get("modules_to_save")
-    parts = name.split(".")[:-1]
-    if isinstance(modules, list) and any(
-        isinstance(module, str) and ".".join(parts).endswith(module) for module in modules
-    ):
-        return "saved-module"
-    # PEFT saves embeddings whole where they were resized or are targeted (`save_embedding_layers`).
-    if re.search(r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|embed_out|shared|embed_in)(\.base_layer)?\.", name):
+    # PEFT saves embeddings whole where they were resized (`save_embedding_layers`).
+    if _EMBEDDING.search(name) and not _FROZEN_BASE.fullmatch(name):
         return "saved-module"
     return "other"
+
+
+def is_saved_module(name: str, config: AdapterConfig) -> bool:
+    """Whether a tensor belongs to one of the config's `modules_to_save`, which are trained and saved whole.
+
+    Source: `peft/utils/other.py`, `_set_trainable`, read at 0.21.2: a module is one of them if its name ends with an entry.
+    """
+    modules = config.fields.get("modules_to_save")
+    if not isinstance(modules, list):
+        return False
+    parts = name.split(".")
+    paths = [".".join(parts[:end]) for end in range(1, len(parts))]
+    return any(isinstance(module, str) and module and path.endswith(module) for module in modules for path in paths)
+
+
+def general_trained(tensor: TensorInfo, role: Role, config: AdapterConfig) -> int:
+    """How many numbers of a tensor were trained; see `Method.trained`.
+
+    An embedding that PEFT saves because it was resized is not in `modules_to_save`, and PEFT did not train it.
+    """
+    return tensor.numel if role != "saved-module" or is_saved_module(tensor.name, config) else 0
+
+
+def general_notes(tensors: Mapping[str, TensorInfo]) -> tuple[Note, ...]:
+    """What any method's file can hold that was not trained: embeddings of the base model.
+
+    Source: `peft/utils/save_and_load.py`, `get_peft_model_state_dict`, read at 0.21.2: with an embedding layer among the
+    targets, the base's own weight is saved with the adapter.
+    """
+    names = tuple(name for name in tensors if _FROZEN_BASE.fullmatch(name))
+    if not names:
+        return ()
+    message = (
+        "A copy of the base model's frozen embedding, which PEFT saves because the adapter targets it. It stays, because "
+        "only the base model can tell whether it is the same."
+    )
+    return (Note(message, names, sum(tensors[name].nbytes for name in names)),)

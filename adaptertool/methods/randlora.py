@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertool.methods.base import CannotDrawError, Role, general_role
+from adaptertool.methods.base import CannotDrawError, Note, Role, general_notes, general_role, general_trained
 from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.base import Values
     from adaptertool.projection.basis import RandLoraBasis
     from adaptertool.projection.recipe import Recipe
 
@@ -32,7 +33,11 @@ _SEEDS = (-(2**63), 2**64 - 1)
 class RandLoraProjections:
     """See `adaptertool.methods.base.Projections`."""
 
-    flag = "save_projection"
+    flag: str | None = "save_projection"
+    flag_default = True
+    stripped_flag: bool | None = False
+    trained = False
+    needs_torch = False
     kinds: tuple[str, ...] = ("randlora_A", "randlora_B")
 
     def canonical_name(self, kind: str) -> str:
@@ -50,7 +55,13 @@ class RandLoraProjections:
             tensors.insert(0 if name == self.canonical_name(match["kind"]) else len(tensors), name)
         return tuple(Stored(kind, tensors[0], tuple(tensors[1:])) for kind, tensors in found.items() if tensors)
 
-    def basis(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]]) -> RandLoraBasis:
+    def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
+        """Nothing: the config and the shapes say it all."""
+        return {}
+
+    def basis(
+        self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]
+    ) -> RandLoraBasis:
         """The basis in the shapes (r, 1, smaller) and (larger, ceil(smaller / r), r)."""
         key = config.integer("projection_prng_key", 0, least=_SEEDS[0], most=_SEEDS[1])
         rank = _rank(config)
@@ -111,6 +122,10 @@ class RandLoraProjections:
                     f"{name} {_x(info.shape)} does not fit projections of rank {rank} and dimension {smaller}"
                 )
 
+    def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
+        """PEFT draws them."""
+        return "PEFT draws them with a warning"
+
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
         """From the greatest out_features and the greatest in_features, which need not be of one layer."""
         from adaptertool.projection.basis import RandLoraBasis
@@ -128,6 +143,7 @@ class RandLora:
     """See `adaptertool.methods.base.Method`."""
 
     peft_type = "RANDLORA"
+    known = True
     projections = RandLoraProjections()
 
     def rank(self, config: AdapterConfig) -> int:
@@ -139,6 +155,14 @@ class RandLora:
         if _TRAINED.fullmatch(name):
             return "trainable"
         return "projection" if _PROJECTION.fullmatch(name) else general_role(name, config)
+
+    def trained(self, tensor: TensorInfo, config: AdapterConfig) -> int:
+        """All of its numbers, but for embeddings that are only saved."""
+        return general_trained(tensor, self.role(tensor.name, config), config)
+
+    def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
+        """Only what every method's file can hold."""
+        return general_notes(tensors)
 
 
 def _rank(config: AdapterConfig) -> int:

@@ -10,7 +10,7 @@ from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.findings import Finding
 from adaptertool.methods import method_of
-from adaptertool.methods.base import ROLES, Role
+from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.loader import loader_for, torch_is_installed
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.methods.base import Note
     from adaptertool.projection.verify import Level
 
 FINITE_SAMPLE_BYTES = 64 << 20
@@ -57,7 +58,7 @@ class AdapterReport:
         base_model: What its config names as its base.
         base_revision: The revision of that.
         rank: The rank, for methods that have one.
-        parameters: How many numbers were trained: all but projections and what has no known role.
+        parameters: How many numbers were trained, each counted once; None for a method that this version does not know.
     """
 
     peft_type: str
@@ -65,7 +66,7 @@ class AdapterReport:
     base_model: str | None
     base_revision: str | None
     rank: int | None
-    parameters: int
+    parameters: int | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,18 @@ class RoleSize:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The result of `inspect`."""
+    """The result of `inspect`.
+
+    Attributes:
+        target: Where it was read from.
+        adapter: What it is.
+        file_bytes: The length of the weights file.
+        tensors: How many tensors it holds.
+        roles: What they are, and their size.
+        projections: What was found out about tensors that need not be stored; None for a method that has none.
+        findings: What is wrong or needless.
+        notes: What is neither, and should be known: tensors that were not trained and have to stay.
+    """
 
     target: TargetReport
     adapter: AdapterReport
@@ -88,6 +100,7 @@ class Inspection:
     roles: tuple[RoleSize, ...]
     projections: ProjectionReport | None
     findings: tuple[Finding, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def inspect(
@@ -128,6 +141,7 @@ def inspect(
         roles=role_sizes(adapter),
         projections=projections,
         findings=tuple(findings),
+        notes=method_of(adapter.config).notes(adapter.weights.tensors, adapter.config),
     )
 
 
@@ -177,7 +191,8 @@ def roles_of(adapter: Adapter) -> dict[str, Role]:
     roles = {name: method.role(name, adapter.config) for name in adapter.weights.tensors}
     if method.projections is not None:
         for one in method.projections.stored(adapter.weights.tensors):
-            roles[one.canonical] = "projection"
+            if not method.projections.trained:
+                roles[one.canonical] = "projection"
             roles.update(dict.fromkeys(one.copies, "projection-copy"))
     return roles
 
@@ -187,9 +202,11 @@ def role_sizes(adapter: Adapter) -> tuple[RoleSize, ...]:
     weights = adapter.weights
     count: dict[Role, int] = {}
     size: dict[Role, int] = {}
-    for name, role in roles_of(adapter).items():
+    counted: set[str] = set()
+    for name, role in sorted(roles_of(adapter).items(), key=lambda item: ROLES.index(item[1])):
         count[role] = count.get(role, 0) + 1
-        own = weights.tensors[name].nbytes if weights.stored_as(name) == name else 0
+        own = weights.tensors[name].nbytes if weights.stored_as(name) not in counted else 0
+        counted.add(weights.stored_as(name))
         size[role] = size.get(role, 0) + own
     return tuple(RoleSize(role, count[role], size[role]) for role in ROLES if role in count)
 
@@ -205,13 +222,19 @@ def describe_target(adapter: Adapter) -> TargetReport:
 def describe_adapter(adapter: Adapter) -> AdapterReport:
     """What its config and its tensors say it is."""
     config = adapter.config
-    trained = ("trainable", "saved-module", "bias")
-    tensors = adapter.weights.tensors
     return AdapterReport(
         peft_type=config.peft_type,
         peft_version=config.text_or_none("peft_version"),
         base_model=config.text_or_none("base_model_name_or_path"),
         base_revision=config.text_or_none("revision"),
         rank=method_of(config).rank(config),
-        parameters=sum(tensors[name].numel for name, role in roles_of(adapter).items() if role in trained),
+        parameters=_parameters(adapter),
     )
+
+
+def _parameters(adapter: Adapter) -> int | None:
+    method, tensors = method_of(adapter.config), adapter.weights.tensors
+    if not method.known:
+        return None
+    roles = roles_of(adapter).items()
+    return sum(method.trained(tensors[name], adapter.config) for name, role in roles if role in TRAINED_ROLES)

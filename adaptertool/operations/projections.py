@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.findings import Finding
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import Fingerprint
+from adaptertool.projection.loader import torch_is_installed
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.methods.base import Projections
+    from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.stored import Stored
@@ -39,7 +44,7 @@ class ProjectionReport:
         reason: Why the verdict is not `regenerable`.
         fingerprint: SHA-256 by kind: of what was stripped, or of what is stored after a full comparison.
         tensors: The stored projections.
-        flag: The config's `save_projection`.
+        flag: Whether the config says that PEFT loads them from the file; true where it always does.
     """
 
     stored: bool
@@ -88,7 +93,7 @@ def examine(
     """
     tensors = adapter.weights.tensors
     stored = rule.stored(tensors)
-    flag = adapter.config.flag(rule.flag, True)
+    flag = rule.flag is None or adapter.config.flag(rule.flag, rule.flag_default)
     if not stored:
         return _examine_absent(adapter, rule, level, loader, flag)
     weights = adapter.weights
@@ -105,26 +110,27 @@ def examine(
     )
     if level == "none":
         return report
-    from adaptertool.projection.dtypes import DTYPE_NAMES
     from adaptertool.projection.verify import Comparison, differing_copy, verify
 
-    comparison = Comparison(weights, level, progress.advance)
+    comparison = Comparison(weights, level, progress.advance, remote=adapter.folder.kind == "hub")
     progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in everything))
     shapes = {one.kind: tensors[one.canonical].shape for one in stored}
-    dtypes = {tensors[one.canonical].dtype for one in stored}
+    known = None
     try:
-        basis = rule.basis(adapter.config, shapes)
-        if not shapes_proven:
-            rule.check_layers(adapter.config, tensors)
-        if len(dtypes) > 1 or not dtypes <= DTYPE_NAMES.keys():
-            raise CannotDrawError(f"projections of dtype {' and '.join(sorted(dtypes))} are not what PEFT writes")
+        if not rule.needs_torch or torch_is_installed():
+            dtypes = {one.kind: tensors[one.canonical].dtype for one in stored}
+            layout = rule.layout(adapter.config, shapes, lambda *extent: _values(adapter, *extent))
+            basis = rule.basis(adapter.config, shapes, layout)
+            if not shapes_proven:
+                rule.check_layers(adapter.config, tensors)
+            _check_dtypes(basis, dtypes)
+            known = loader()
     except CannotDrawError as error:
         difference = differing_copy(comparison, stored)
         report = replace(report, verification=level)
         if difference is not None:
             return replace(report, verdict="copies-differ", reason=difference, removable_bytes=0)
         return replace(report, verdict="not-regenerable", reason=str(error))
-    known = loader()
     if known is None:
         difference = differing_copy(comparison, stored)
         if difference is not None:
@@ -142,6 +148,45 @@ def examine(
         reason=outcome.reason,
         fingerprint=outcome.digests or None,
     )
+
+
+def _check_dtypes(basis: Basis, stored: Mapping[str, str]) -> None:
+    """Refuse dtypes that PEFT does not write these projections in.
+
+    Args:
+        basis: What the config draws.
+        stored: safetensors' name of the dtype by kind.
+
+    Raises:
+        CannotDrawError: there is one.
+    """
+    from adaptertool.projection.dtypes import DTYPE_NAMES, STORED_NAMES
+
+    wrong = {dtype for kind, dtype in stored.items() if dtype != STORED_NAMES.get(basis.fixed.get(kind, ""), dtype)}
+    cast = {dtype for kind, dtype in stored.items() if kind not in basis.fixed}
+    if len(cast) > 1 or not all(basis.chains(basis.generations[0], DTYPE_NAMES.get(dtype, "")) for dtype in cast):
+        wrong |= cast
+    if wrong:
+        raise CannotDrawError(f"projections of dtype {' and '.join(sorted(wrong))} are not what PEFT writes")
+
+
+def _values(adapter: Adapter, name: str, start: int, stop: int) -> NDArray[Any]:
+    """See `adaptertool.methods.base.Values`.
+
+    Raises:
+        CannotDrawError: the tensor is of a dtype that no projection has, or ends before that.
+    """
+    import numpy as np
+
+    from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits
+
+    tensor = adapter.weights.tensors[name]
+    dtype = DTYPE_NAMES.get(tensor.dtype)
+    if dtype is None or stop > tensor.numel:
+        raise CannotDrawError(f"{name} ({tensor.dtype}, {tensor.numel} elements) is not what PEFT writes")
+    width = np.dtype(BIT_TYPES[dtype]).itemsize
+    pieces = adapter.weights.stream(name, start * width, (stop - start) * width)
+    return from_bits(np.frombuffer(b"".join(bytes(piece) for piece in pieces), dtype=BIT_TYPES[dtype]), dtype)
 
 
 def _examine_absent(
@@ -165,7 +210,9 @@ def _examine_absent(
     from adaptertool.projection.reproduce import can_be_sampled, too_large, why_not_reproduced
 
     try:
-        basis = rule.basis(adapter.config, fingerprint.shapes)
+        if rule.needs_torch and not torch_is_installed():
+            return report
+        basis = rule.basis(adapter.config, fingerprint.shapes, fingerprint.recipe.layout)
     except CannotDrawError as error:
         reason = f"the config draws another basis than the one that was stripped: {error}"
         return replace(report, verification=level, reason=reason)
@@ -180,7 +227,7 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
     where = adapter.folder.location
     names = tuple(name for one in report.tensors for name in one.tensors)
     copies = tuple(name for one in report.tensors for name in one.copies)
-    slim = f"adaptertool slim {where} -o DIR"
+    slim = f"adaptertool slim {shlex.quote(where)} -o DIR"
     found: list[Finding] = []
 
     def find(code: str, message: str, tensors: tuple[str, ...], size: int | None, fix: str | None) -> None:
@@ -196,7 +243,13 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         fix = f"{slim} --keep-one-copy" if copies else None
         find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
     if report.verdict == "copies-differ":
-        find("ADP105", f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.", names, None, None)
+        find(
+            "ADP105",
+            f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.",
+            names,
+            None,
+            f"{slim} --keep-one-copy --force",
+        )
     elif copies and adapter.weights.format == "safetensors":
         size = report.bytes - report.one_copy_bytes
         message = f"One shared pair is stored {report.copies} times; PEFT loads one."
@@ -206,19 +259,23 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         message = f"{rule.flag} is false, so PEFT ignores the stored projections and draws " + (
             "the same ones." if same else "them from the seed." if report.verdict == "unverified" else "other ones."
         )
-        find("ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {where} -o DIR")
+        find(
+            "ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {shlex.quote(where)} -o DIR"
+        )
     return found
 
 
 def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapter, rule: Projections) -> list[Finding]:
     found = []
-    if report.flag:
-        message = "save_projection is true, and the file holds no projections; PEFT draws them with a warning."
-        fix = 'set "save_projection": false in adapter_config.json'
-        found.append(Finding("ADP106", message, fix=fix))
+    contradiction = rule.absent_against_flag(adapter.weights.tensors) if report.flag and rule.flag else None
+    if contradiction is not None:
+        message = f"{rule.flag} is true, and the file holds no projections; {contradiction}."
+        found.append(Finding("ADP106", message, fix=f'set "{rule.flag}": false in adapter_config.json'))
     if report.recipe is not None:
         if report.verification != "none" and report.reason is not None:
-            found.append(Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {where} -o DIR"))
+            found.append(
+                Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {shlex.quote(where)} -o DIR")
+            )
         return found
     if report.reason is not None or rule.depends_on_torch(adapter.config):
         known = _sentence(report.reason) + " " if report.reason else ""
@@ -227,7 +284,7 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
             f"{known}The projections are drawn again from seed {key} when the adapter is loaded; torch 2.12 or newer draws "
             "others than torch 2.11 or older, and nothing says which drew those that it was trained with."
         )
-        fix = f"adaptertool restore {where} --for-torch VERSION --base BASE -o DIR"
+        fix = f"adaptertool restore {shlex.quote(where)} --for-torch VERSION --base BASE -o DIR"
         found.append(Finding("ADP107", message, fix=fix))
     return found
 

@@ -7,17 +7,17 @@ the calls that PEFT makes, with the torch that is installed. Tests hold the two 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from adaptertool.projection.drawn import Drawn, Tabulated, code_values
-from adaptertool.projection.dtypes import from_bits, rounded
+from adaptertool.projection.drawn import Drawn, Tabulated, cast_chains, code_values
+from adaptertool.projection.dtypes import FLOATS, from_bits, rounded
+from adaptertool.projection.generation import Generation, Sampler
 from adaptertool.projection.sampler import (
     CHUNK_WORDS,
-    Sampler,
     WordStream,
     ternary,
     uniform_16_bit,
@@ -26,21 +26,6 @@ from adaptertool.projection.sampler import (
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One way in which some torch draws a basis.
-
-    Attributes:
-        sampler: The generation of the CPU sampler; None for an installed torch whose sampler is none of the known ones.
-        fused_multiply_add: Whether its kernel fuses; None where that makes no difference.
-        dtype: The dtype in which it draws.
-    """
-
-    sampler: Sampler | None
-    fused_multiply_add: bool | None
-    dtype: str
 
 
 class Basis(Protocol):
@@ -59,8 +44,23 @@ class Basis(Protocol):
         """Kind of projection -> shape, in the order of drawing."""
 
     @property
+    def fixed(self) -> Mapping[str, str]:
+        """Kinds that are stored in one dtype whatever the base model's is, and that dtype."""
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """What decides the drawing beside the config and the shapes, as JSON; see `Projections.layout`."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Further conditions under which PEFT draws it, a sentence each."""
+
+    @property
     def generations(self) -> list[Generation]:
         """Every way in which a known torch draws it."""
+
+    def chains(self, generation: Generation, stored: str) -> list[tuple[str, ...]]:
+        """Every chain of casts from the dtype drawn in to a stored dtype, for the kinds that are not `fixed`."""
 
     def draw(self, generation: Generation) -> Iterator[tuple[str, Drawn]]:
         """Draw it as that generation does: kind and projection, in order, each drawn when it is asked for."""
@@ -70,6 +70,26 @@ class Basis(Protocol):
 
     def fusing_matters(self, generation: Generation) -> bool:
         """Whether any element differs between a kernel that fuses multiply-add and one that does not."""
+
+
+class FloatBasis:
+    """The part of a `Basis` that is the same wherever floating point numbers are drawn and cast."""
+
+    fixed: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """Nothing beside the config and the shapes."""
+        return {}
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """No further conditions."""
+        return ()
+
+    def chains(self, generation: Generation, stored: str) -> list[tuple[str, ...]]:
+        """By way of any base dtype; see `cast_chains`."""
+        return cast_chains(generation.dtype, stored) if stored in FLOATS else []
 
 
 def kaiming_bound(fan_in: int) -> float:
@@ -82,7 +102,7 @@ def kaiming_bound(fan_in: int) -> float:
 
 
 @dataclass(frozen=True)
-class RandLoraBasis:
+class RandLoraBasis(FloatBasis):
     """`randlora_A` (r, 1, smaller) and `randlora_B` (larger, bases, r), with bases = ceil(smaller / r).
 
     Source: `peft/tuners/randlora/model.py`, `_init_randlora_A_randlora_B` and `..._sparse`, unchanged from PEFT 0.15 to

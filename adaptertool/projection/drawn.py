@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from adaptertool.projection.dtypes import BIT_TYPES, from_bits, rounded, to_bits
+from adaptertool.projection.dtypes import BIT_TYPES, FLOATS, from_bits, rounded, to_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,9 @@ class Drawn(Protocol):
     @property
     def numel(self) -> int:
         """Number of elements."""
+
+    def stored_dtype(self, casts: tuple[str, ...]) -> str:
+        """The dtype in which it is stored after the casts."""
 
     def chunks(self, casts: tuple[str, ...], start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
         """The elements after the casts, as the bits of the last dtype, in pieces.
@@ -59,6 +62,10 @@ class Tabulated:
     def numel(self) -> int:
         """Number of elements."""
         return self.codes.size
+
+    def stored_dtype(self, casts: tuple[str, ...]) -> str:
+        """The last cast's."""
+        return casts[-1]
 
     def chunks(self, casts: tuple[str, ...], start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
         """See `Drawn.chunks`."""
@@ -94,6 +101,10 @@ class Plain:
         """Number of elements."""
         return self.values.size
 
+    def stored_dtype(self, casts: tuple[str, ...]) -> str:
+        """The last cast's."""
+        return casts[-1]
+
     def chunks(self, casts: tuple[str, ...], start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
         """See `Drawn.chunks`."""
         stop = self.numel if stop is None else stop
@@ -109,6 +120,38 @@ class Plain:
         return True
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Whole numbers, which are not rounded on their way into a file.
+
+    Attributes:
+        values: int64, flat.
+        dtype: The dtype in which PEFT stores them; None where the last cast decides.
+    """
+
+    values: NDArray[np.int64]
+    dtype: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.values.size
+
+    def stored_dtype(self, casts: tuple[str, ...]) -> str:
+        """Its own dtype, or the last cast's."""
+        return self.dtype or casts[-1]
+
+    def chunks(self, casts: tuple[str, ...], start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
+        """See `Drawn.chunks`."""
+        stop = self.numel if stop is None else stop
+        for begin in range(start, stop, CHUNK_ELEMENTS):
+            yield to_bits(self.values[begin : min(begin + CHUNK_ELEMENTS, stop)], self.stored_dtype(casts))
+
+    def same_after(self, casts: tuple[str, ...], other: tuple[str, ...]) -> bool:
+        """See `Drawn.same_after`; always."""
+        return True
+
+
 def _cast(values: NDArray[Any], casts: tuple[str, ...]) -> NDArray[Any]:
     for dtype in casts:
         values = rounded(values, dtype)
@@ -116,8 +159,8 @@ def _cast(values: NDArray[Any], casts: tuple[str, ...]) -> NDArray[Any]:
 
 
 def stored_bits(drawn: Drawn, casts: tuple[str, ...]) -> NDArray[Any]:
-    """All elements after the casts, as one flat array of the last dtype's bits."""
-    result = np.empty(drawn.numel, dtype=BIT_TYPES[casts[-1]])
+    """All elements after the casts, as one flat array of the stored dtype's bits."""
+    result = np.empty(drawn.numel, dtype=BIT_TYPES[drawn.stored_dtype(casts)])
     at = 0
     for piece in drawn.chunks(casts):
         result[at : at + piece.size] = piece
@@ -132,7 +175,7 @@ def cast_chains(generated: str, stored: str) -> list[tuple[str, ...]]:
     bases can round twice, and then, by default, to float32 (`autocast_adapter_dtype`). The chain of a base in the dtype that
     the projection is drawn in comes first, since most chains give the same bits and the first that fits is the one named.
     """
-    bases = [(), *((dtype,) for dtype in (generated, *BIT_TYPES)), ("bfloat16", "float16"), ("float16", "bfloat16")]
+    bases = [(), *((dtype,) for dtype in (generated, *FLOATS)), ("bfloat16", "float16"), ("float16", "bfloat16")]
     if generated == "float32":
         bases.remove((generated,))
     else:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.header import TORCH_DTYPES
+from adaptertool.projection.generation import Generation, Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from adaptertool.projection.basis import Basis, Generation
+    from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
-    from adaptertool.projection.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Recipe:
         generated_dtype: The dtype they were drawn in.
         casts: The dtypes they were cast to, one after the other; the last one is the stored dtype.
         stored_dtype: The dtype in the file.
+        layout: What else decides the drawing, as JSON; see `Basis.layout`.
     """
 
     key: int
@@ -34,12 +37,11 @@ class Recipe:
     generated_dtype: str
     casts: tuple[str, ...]
     stored_dtype: str
+    layout: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def generation(self) -> Generation:
         """The way of drawing, without the casts."""
-        from adaptertool.projection.basis import Generation
-
         return Generation(self.sampler, self.fused_multiply_add, self.generated_dtype)
 
     def as_json(self) -> dict[str, Any]:
@@ -52,6 +54,7 @@ class Recipe:
             "generated_dtype": self.generated_dtype,
             "casts": list(self.casts),
             "stored_dtype": self.stored_dtype,
+            **({"layout": dict(self.layout)} if self.layout else {}),
         }
 
     @staticmethod
@@ -61,7 +64,7 @@ class Recipe:
         Raises:
             ValueError: it is something else.
         """
-        casts = document.get("casts")
+        casts, layout = document.get("casts"), document.get("layout", {})
         recipe = Recipe(
             key=document.get("key"),  # type: ignore[arg-type]
             basis=document.get("basis"),  # type: ignore[arg-type]
@@ -70,8 +73,9 @@ class Recipe:
             generated_dtype=document.get("generated_dtype"),  # type: ignore[arg-type]
             casts=tuple(casts) if isinstance(casts, list) else (),
             stored_dtype=document.get("stored_dtype"),  # type: ignore[arg-type]
+            layout=layout,
         )
-        known = {"bfloat16", "float16", "float32", "float64"}
+        known = tuple(TORCH_DTYPES.values())
         if (
             type(recipe.key) is not int
             or not -(2**63) <= recipe.key < 2**64
@@ -80,8 +84,9 @@ class Recipe:
             or recipe.fused_multiply_add not in (True, False, None)
             or recipe.generated_dtype not in known
             or not recipe.casts
-            or not known.issuperset(recipe.casts)
+            or any(dtype not in known for dtype in recipe.casts)
             or recipe.casts[-1] != recipe.stored_dtype
+            or not isinstance(layout, dict)
         ):
             raise ValueError("it holds no recipe that this version knows")
         return recipe
@@ -98,6 +103,7 @@ def recipe_for(basis: Basis, generation: Generation, casts: tuple[str, ...]) -> 
         generated_dtype=generation.dtype,
         casts=casts,
         stored_dtype=casts[-1],
+        layout=basis.layout,
     )
 
 
@@ -113,18 +119,35 @@ def drawable(basis: Basis, generation: Generation) -> bool:
 def draws(loader: Loader, generation: Generation) -> bool:
     """Whether PEFT with this torch draws this way."""
     return (
-        generation.dtype in (loader.dtype, "float32")
+        generation.dtype in (loader.dtype, "float32", "int64")
         and generation.sampler in ("any", loader.sampler)
         and generation.fused_multiply_add in (None, loader.fused_multiply_add)
     )
 
 
-def conditions(recipe: Recipe, base_dtypes: tuple[str, ...]) -> tuple[str, ...]:
+def why_not(loader: Loader, generation: Generation) -> str:
+    """In what this torch differs from one that draws this way, in a sentence."""
+    differences = []
+    if generation.dtype not in (loader.dtype, "float32", "int64"):
+        differences.append(f"they were drawn in {generation.dtype}, and PEFT draws in {loader.dtype} here")
+    if generation.sampler not in ("any", loader.sampler):
+        version = {"torch<2.12": "torch 2.11 or older", "torch>=2.12": "torch 2.12 or newer"}.get(
+            str(generation.sampler)
+        )
+        differences.append(f"they were drawn by the sampler of {version or 'another torch'}")
+    if generation.fused_multiply_add not in (None, loader.fused_multiply_add):
+        differences.append(
+            f"they were drawn {'with' if generation.fused_multiply_add else 'without'} fused multiply-add"
+        )
+    return f"{loader.name} draws other projections from this config: {' and '.join(differences)}"
+
+
+def conditions(recipe: Recipe, base_dtypes: tuple[str, ...] | None) -> tuple[str, ...]:
     """The conditions under which PEFT draws these very bits again, a sentence each.
 
     Args:
         recipe: How they come about.
-        base_dtypes: The dtypes of the base model under which the casts come to the same values.
+        base_dtypes: The dtypes of the base model under which the casts come to the same values; None where nothing is cast.
     """
     sentences = [
         {
@@ -144,6 +167,8 @@ def conditions(recipe: Recipe, base_dtypes: tuple[str, ...]) -> tuple[str, ...]:
         sentences.append("A machine with bfloat16 support, as accelerate's is_bf16_available tells.")
     if recipe.generated_dtype == "float16":
         sentences.append("A machine without bfloat16 support, as accelerate's is_bf16_available tells.")
+    if base_dtypes is None:
+        return tuple(sentences)
     if base_dtypes:
         *others, last = base_dtypes
         sentences.append(f"The base model loaded in {', '.join(others) + ' or ' + last if others else last}.")

@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.projection.drawn import stored_bits
-from adaptertool.projection.recipe import drawable, draws
+from adaptertool.projection.recipe import drawable, draws, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def can_be_sampled(basis: Basis) -> bool:
 
 def sha256(bits: NDArray[Any]) -> str:
     """Of an array's bytes, in hexadecimal."""
-    return hashlib.sha256(memoryview(bits.view("uint8"))).hexdigest()  # type: ignore[arg-type]
+    return hashlib.sha256(bits.view("uint8").data).hexdigest()
 
 
 def redrawn(basis: Basis, recipe: Recipe) -> Iterator[tuple[str, NDArray[Any], str]]:
@@ -77,7 +77,7 @@ def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *
     if (large := too_large(basis)) is not None:
         return large
     if not draws(loader, recipe.generation):
-        return f"{loader.name} draws other projections than those that were stripped from this file"
+        return why_not(loader, recipe.generation)
     drawing = basis.draw_with_torch(recipe.generated_dtype) if loader.installed else basis.draw(recipe.generation)
     for kind, projection in drawing:
         digest = sha256(stored_bits(projection, recipe.casts))

@@ -7,19 +7,20 @@ does not grow with their number.
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from adaptertool.checkpoint.header import DTYPE_BITS
-from adaptertool.projection.basis import Generation
-from adaptertool.projection.drawn import Drawn, cast_chains, load_dtypes, stored_bits
-from adaptertool.projection.dtypes import DTYPE_NAMES, from_bits
-from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for
+from adaptertool.projection.drawn import Drawn, load_dtypes, stored_bits
+from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, from_bits
+from adaptertool.projection.generation import Generation
+from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,10 +33,19 @@ if TYPE_CHECKING:
 Level = Literal["none", "sample", "full"]
 Verdict = Literal["regenerable", "regenerable-elsewhere", "not-regenerable", "copies-differ", "unverified", "absent"]
 SAMPLE_WHOLE = 1 << 20
-"""Bytes up to which a sample compares a tensor as a whole."""
+"""Bytes up to which a sample compares a tensor on disk as a whole; of a larger one, three windows."""
 
 SAMPLE_WINDOW = 64 << 10
-"""Bytes that a sample compares at the start, the middle and the end of a larger tensor."""
+"""Bytes of each window, at the start, the middle and the end of a tensor."""
+
+REMOTE_WINDOW = 16 << 10
+"""The same for a tensor that is read over a network, which is compared as a whole up to three of them."""
+
+REMOTE_COPIES = 3
+"""How many of the copies of a projection a sample compares over a network: the first, the middle and the last one."""
+
+REMOTE_REQUESTS = 8
+"""Ranges that are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +153,24 @@ class Comparison:
         weights: The file that holds them.
         level: How much is compared.
         progress: Told how many bytes of the file were compared since the last call.
+        remote: Whether each range that is read is a request over a network.
     """
 
     weights: Weights
     level: Level
     progress: Callable[[int], None] = lambda _: None
+    remote: bool = False
+    _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
 
     def extents(self, tensor: str) -> list[tuple[int, int]]:
         """The elements to compare, as half-open ranges; bytes, where an element is less than one."""
         info = self.weights.tensors[tensor]
         size = np.dtype(_bit_type(info.dtype)).itemsize
         count = info.nbytes // size
-        if self.level == "full" or info.nbytes <= SAMPLE_WHOLE:
+        whole, window = (3 * REMOTE_WINDOW, REMOTE_WINDOW) if self.remote else (SAMPLE_WHOLE, SAMPLE_WINDOW)
+        if self.level == "full" or info.nbytes <= whole:
             return [(0, count)]
-        window = SAMPLE_WINDOW // size
+        window //= size
         middle = (count - window) // 2
         return [(begin, begin + window) for begin in (0, middle, count - window)]
 
@@ -165,6 +179,34 @@ class Comparison:
         info = self.weights.tensors[tensor]
         size = np.dtype(_bit_type(info.dtype)).itemsize
         return size * sum(stop - start for start, stop in self.extents(tensor))
+
+    def chosen(self, copies: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the copies that are compared."""
+        if self.level == "full" or not self.remote or len(copies) <= REMOTE_COPIES:
+            return copies
+        return copies[0], copies[len(copies) // 2], copies[-1]
+
+    def prefetch(self, tensors: Iterable[str]) -> None:
+        """Read what a sample compares of these tensors, many ranges at a time."""
+        if self.level == "full" or not self.remote:
+            return
+        ranges = []
+        for tensor in tensors:
+            info = self.weights.tensors[tensor]
+            size = np.dtype(_bit_type(info.dtype)).itemsize
+            ranges += [(tensor, start * size, (stop - start) * size) for start, stop in self.extents(tensor)]
+        with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
+            for _ in pool.map(lambda one: self._pieces(*one), ranges):
+                pass
+
+    def _pieces(self, tensor: str, start: int, length: int) -> Iterable[memoryview]:
+        """A range of a stored tensor; what a sample reads over a network is kept, since it is compared many times."""
+        if self.level == "full" or not self.remote:
+            return self.weights.stream(tensor, start, length)
+        key = tensor, start, length
+        if key not in self._samples:
+            self._samples[key] = b"".join(bytes(piece) for piece in self.weights.stream(tensor, start, length))
+        return (memoryview(self._samples[key]),)
 
     def difference(self, tensor: str, reference: _Reference, digest: Any = None) -> Difference | None:
         """Compare a stored tensor with the bits that it should have.
@@ -179,7 +221,7 @@ class Comparison:
             due = reference.bits(start, stop)
             due_bytes = due.view(np.uint8)
             at = 0
-            for piece in self.weights.stream(tensor, start * due.itemsize, due_bytes.size):
+            for piece in self._pieces(tensor, start * due.itemsize, due_bytes.size):
                 stored = np.frombuffer(piece, dtype=np.uint8)
                 if digest is not None:
                     digest.update(piece)
@@ -239,6 +281,7 @@ def verify(
         loader: The torch that will load the adapter.
     """
     level = comparison.level
+    comparison.prefetch(name for one in stored for name in (one.canonical, *comparison.chosen(one.copies)))
     match, nearest = _identify(comparison, stored, basis, loader)
     difference = differing_copy(comparison, stored, match.references if match else {})
     if match is None:
@@ -249,10 +292,11 @@ def verify(
     if difference is not None:
         return Verification(level, "copies-differ", recipe, reason=difference)
     drawn = [reference.drawn for reference in match.references.values()]
-    loads_with = conditions(recipe, load_dtypes(drawn, match.casts))
+    cast = any(kind not in basis.fixed for kind in basis.shapes) and match.generation.dtype in FLOATS
+    loads_with = (*conditions(recipe, load_dtypes(drawn, match.casts) if cast else None), *basis.requires)
     if draws(loader, recipe.generation):
         return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
-    reason = f"{loader.name} draws other projections from this config; these need: {loads_with[0]}"
+    reason = why_not(loader, recipe.generation)
     return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
 
 
@@ -273,11 +317,12 @@ def differing_copy(
     for one in stored:
         canonical = weights.tensors[one.canonical]
         reference: _Reference | None = (drawn or {}).get(one.kind)
+        chosen = comparison.chosen(one.copies)
         for copy in one.copies:
             info = weights.tensors[copy]
             if (info.dtype, info.shape) != (canonical.dtype, canonical.shape):
                 return f"{copy} is {info.dtype} {info.shape}, {one.canonical} {canonical.dtype} {canonical.shape}"
-            if weights.stored_as(copy) == weights.stored_as(one.canonical):
+            if copy not in chosen or weights.stored_as(copy) == weights.stored_as(one.canonical):
                 continue
             reference = reference or _StoredReference(weights, one.canonical)
             difference = comparison.difference(copy, reference)
@@ -291,12 +336,13 @@ def _identify(
 ) -> tuple[_Match | None, Difference | None]:
     """Find the generation and the casts that give the canonical tensors; else the nearest miss."""
     canonical = {one.kind: one.canonical for one in stored}
-    dtype = DTYPE_NAMES[comparison.weights.tensors[stored[0].canonical].dtype]
+    dtypes = {one.kind: DTYPE_NAMES[comparison.weights.tensors[one.canonical].dtype] for one in stored}
+    cast = [dtype for kind, dtype in dtypes.items() if kind not in basis.fixed]
     nearest: tuple[int, int, Difference] | None = None
     for generation in _in_order(basis, loader):
         own = loader.installed and draws(loader, generation)
         drawing = basis.draw_with_torch(generation.dtype) if own else basis.draw(generation)
-        chains = cast_chains(generation.dtype, dtype)
+        chains = basis.chains(generation, cast[0] if cast else generation.dtype)
         references: dict[str, _DrawnReference] = {}
         digests: dict[str, str] = {}
         for position, (kind, projection) in enumerate(drawing):

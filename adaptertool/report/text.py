@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from adaptertool.report.words import collapsed, plural, printable, shortened, size
+from adaptertool.words import collapsed, plural, printable, shortened, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adaptertool.findings import Code, Finding
     from adaptertool.operations.inspect import Inspection, RoleSize
     from adaptertool.operations.projections import ProjectionReport
-    from adaptertool.operations.slim import Rewrite
+    from adaptertool.operations.rewrite import Rewrite
 
 _ROLE_STYLES = {
     "trainable": "green",
@@ -50,7 +50,8 @@ def inspection_text(result: Inspection) -> RenderableType:
     facts = [f"{adapter.peft_type} adapter"]
     if adapter.rank is not None:
         facts.append(f"rank {adapter.rank}")
-    facts.append(f"{adapter.parameters:,} trained parameters")
+    if adapter.parameters is not None:
+        facts.append(f"{adapter.parameters:,} trained parameters")
     if adapter.peft_version:
         facts.append(f"PEFT {adapter.peft_version}")
     lines = Text()
@@ -67,6 +68,10 @@ def inspection_text(result: Inspection) -> RenderableType:
     if result.projections is not None:
         parts += ["", *_projections(result.projections)]
     parts += ["", *_findings(result.findings)]
+    for note in result.notes:
+        head = Text("note", style=_SEVERITY_STYLES["info"])
+        head.append(f"  {plural(len(note.tensors), 'tensor')}, {size(note.bytes)}", style="default")
+        parts += ["", head, Padding.indent(Text(shortened(note.message, 600)), 2)]
     return Group(*parts)
 
 

@@ -1,0 +1,220 @@
+"""`inspect` on every PEFT type: roles and parameter counts as the model that was saved has them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from peft import LoraConfig, XLoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+import adaptertool
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.target import open_target
+from adaptertool.methods import METHODS
+from adaptertool.operations.inspect import roles_of
+from tests.methods.written import (
+    CANNOT_ATTACH,
+    Written,
+    base,
+    cases,
+    configured,
+    peft_types,
+    shake,
+    trainable,
+    write,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOT_TRAINED = {
+    "DELORA": {"delora_w_norm": "other"},
+    "FROD": {"frod_V": "other", "frod_s_indices": "projection", "frod_s_size": "projection"},
+    "GLORA": {"zeros": "projection"},
+    "PVERA": {"pvera_A": "projection", "pvera_B": "projection"},
+    "RANDLORA": {"randlora_A": "projection", "randlora_B": "projection"},
+    "SHIRA": {"shira_indices": "projection"},
+    "SUPERTUNING": {"supertuning_indices": "other"},
+    "TINYLORA": {"tinylora_A": "other", "tinylora_B": "other", "tinylora_P": "projection"},
+    "UNILORA": {
+        "unilora_indices_A": "projection",
+        "unilora_indices_B": "projection",
+        "unilora_scales_A": "projection",
+        "unilora_scales_B": "projection",
+    },
+    "VERA": {"vera_A": "projection", "vera_B": "projection"},
+}
+"""Tensors that PEFT does not train, by the last part of their name that is telling, and their role."""
+
+
+def roles(folder: Path) -> dict[str, str]:
+    return dict(roles_of(open_adapter(open_target(folder))))
+
+
+def test_every_type_of_the_installed_peft_is_known() -> None:
+    assert set(peft_types()) == set(METHODS)
+
+
+@pytest.mark.parametrize(("peft_type", "family"), cases())
+def test_roles_and_parameters(peft_type: str, family: str, tmp_path: Path) -> None:
+    written = write(tmp_path, peft_type, family)
+    result = adaptertool.inspect(tmp_path, verify="none")
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert result.adapter.peft_type == peft_type
+    assert sum(one.tensors for one in result.roles) == len(stored)
+
+    # P-tuning trains an encoder and saves what it gives.
+    expected = (
+        sum(tensor.numel() for tensor in stored.values())
+        if peft_type == "P_TUNING"
+        else sum(parameter.numel() for parameter in trainable(written.model).values())
+    )
+    assert result.adapter.parameters == expected
+
+    for name, role in roles(tmp_path).items():
+        due = [role for part, role in NOT_TRAINED.get(peft_type, {}).items() if part in name.split(".")]
+        if due:
+            assert role in (due[0], "projection-copy"), name
+        elif role == "projection-copy":
+            assert peft_type in ("LILY", "TRAINABLE_TOKENS"), name
+        else:
+            assert role == "trainable", name
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "family"), [(one, family) for one in CANNOT_ATTACH for family in CANNOT_ATTACH[one]]
+)
+def test_types_that_are_left_out_cannot_attach(peft_type: str, family: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if peft_type == "OSF":
+            # It attaches to nothing, without an error.
+            assert not trainable(get_peft_model(base(family), configured(peft_type, family)))
+            return
+        with pytest.raises((ImportError, ValueError, TypeError, NotImplementedError)):
+            get_peft_model(base(family), configured(peft_type, family))
+
+
+def test_adamss_as_peft_names_its_tensors(tmp_path: Path) -> None:
+    """AdaMSS needs scikit-learn to be attached; its names are those of `peft/tuners/adamss/layer.py`."""
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {
+            f"{layer}.adamss_A.0": torch.ones(2, 4),
+            f"{layer}.adamss_B.0": torch.ones(16, 2),
+            f"{layer}.adamss_newB": torch.ones(4, 17),
+        },
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "ADAMSS", "r": 4}')
+    result = adaptertool.inspect(tmp_path)
+    assert result.adapter.parameters == 2 * 4 + 16 * 2
+    assert [note.bytes for note in result.notes] == [4 * 17 * 4]
+
+
+def test_xlora(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(tmp_path / "lora", "LORA")
+        config = XLoraConfig(task_type="CAUSAL_LM", hidden_size=16, adapters={"one": str(tmp_path / "lora")})
+        model = base("llama")
+        model.config.use_cache = False
+        model = get_peft_model(model, config)
+    # PEFT 0.21.2's own save loses these: it takes the 0 of `layers.0` for the name of one of the LoRA adapters.
+    classifier = {name: tensor for name, tensor in model.state_dict().items() if "internal_xlora_classifier" in name}
+    save_file(classifier, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "XLORA"}')
+    result = adaptertool.inspect(tmp_path)
+    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(model).values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["mlp"]},
+        {"trainable_token_indices": [1, 2]},
+        {"use_dora": True},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"modules_to_save": ["embed_tokens"], "bias": "all"},
+    ],
+    ids=str,
+)
+def test_what_is_saved_beside_a_lora(arguments: dict[str, object], tmp_path: Path) -> None:
+    written = write(tmp_path, "LORA", "opt", **{"modules_to_save": None, **_for_opt(arguments)})
+    result = adaptertool.inspect(tmp_path)
+    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(written.model).values())
+    found = set(roles(tmp_path).values())
+    assert found <= {"trainable", "bias", "saved-module", "other"}
+    assert ("bias" in found) == ("bias" in arguments)
+    assert ("saved-module" in found) == ("modules_to_save" in arguments)
+    assert ("other" in found) == ("target_modules" in arguments)
+
+
+def _for_opt(arguments: dict[str, object]) -> dict[str, object]:
+    return {key: ["fc2"] if value == ["mlp"] else value for key, value in arguments.items()}
+
+
+def test_a_targeted_embedding_is_saved_with_a_frozen_copy_of_the_base(tmp_path: Path) -> None:
+    write(tmp_path, "LORA", target_modules=["embed_tokens", "q_proj"])
+    (note,) = adaptertool.inspect(tmp_path).notes
+    assert note.tensors == ("base_model.model.model.embed_tokens.base_layer.weight",)
+    assert note.bytes == 64 * 16 * 4
+    assert "base model" in note.message
+
+
+def test_a_resized_embedding_is_saved_and_not_trained(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base("llama"), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+        model.save_pretrained(str(tmp_path), save_embedding_layers=True)
+    result = adaptertool.inspect(tmp_path)
+    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(model).values())
+    assert {one.role: one.tensors for one in result.roles} == {"trainable": 4, "saved-module": 2}
+
+
+@pytest.mark.parametrize("peft_type", ["DELORA", "FROD", "SUPERTUNING", "TINYLORA"])
+def test_what_needs_the_base_is_noted_with_its_size(peft_type: str, tmp_path: Path) -> None:
+    write(tmp_path, peft_type)
+    result = adaptertool.inspect(tmp_path, verify="none")
+    other = {one.role: one.bytes for one in result.roles}["other"]
+    assert sum(note.bytes for note in result.notes) == other
+    assert all("base model" in note.message for note in result.notes)
+
+
+@pytest.mark.parametrize("rank", [8, None, "eight", {"layers": 2}])
+def test_a_future_type_is_listed_and_nothing_is_claimed(rank: object, tmp_path: Path) -> None:
+    written: Written = write(tmp_path, "VERA", modules_to_save=["lm_head"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "FUTURETUNER", "r": rank}))
+    result = adaptertool.inspect(tmp_path)
+    assert result.adapter.peft_type == "FUTURETUNER"
+    assert result.adapter.parameters is None
+    assert result.adapter.rank == (8 if rank == 8 else None)
+    assert result.projections is None
+    assert {one.role for one in result.roles} == {"saved-module", "other"}
+    assert sum(one.tensors for one in result.roles) == len(load_file(written.folder / "adapter_model.safetensors"))
+    assert "FUTURETUNER" in result.notes[0].message
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "rank"),
+    [("LORA", 2), ("ADALORA", 3), ("VERA", 2), ("OFT", None), ("BEFT", None), ("MULTITASK_PROMPT_TUNING", 2)],
+)
+def test_rank(peft_type: str, rank: int | None, tmp_path: Path) -> None:
+    write(tmp_path, peft_type)
+    assert adaptertool.inspect(tmp_path, verify="none").adapter.rank == (0 if peft_type == "OFT" else rank)
+
+
+def test_shaken_models_differ_from_their_base(tmp_path: Path) -> None:
+    """The tests compare logits; adapters that do nothing would prove nothing."""
+    written = write(tmp_path, "VERA")
+    plain = base("llama")
+    shake(plain)
+    assert not torch.equal(written.logits, written.loaded(tmp_path).get_base_model()(torch.ones(2, 6).long()).logits)

@@ -1,0 +1,231 @@
+"""VeRA and PVeRA: the shared pair is drawn again, in float32, with the base's dtype and the processor in the recipe."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import adaptertool
+from adaptertool.projection.generation import Generation
+from adaptertool.projection.drawn import stored_bits
+from adaptertool.projection.kaiming import KaimingPair
+from tests.methods.rewriting import (
+    assert_refused,
+    assert_slims_and_restores,
+    changed,
+    config,
+    configure,
+    tensors,
+)
+from tests.methods.written import FAMILIES, base, configured, shake, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+TYPES = ("VERA", "PVERA")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pair(peft_type: str) -> set[str]:
+    return {f"base_model.{peft_type.lower()}_{one}" for one in "AB"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("peft_type", TYPES)
+def test_the_pair_goes_and_comes_back(peft_type: str, family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", peft_type, family, dtype=dtype, r=4, projection_prng_key=11)
+    result = assert_slims_and_restores(written, pair(peft_type), tmp_path)
+    assert config(tmp_path / "slim")["save_projection"] is False
+    assert result.projections is not None
+    recipe = result.projections.recipe
+    assert recipe is not None
+    assert (recipe.key, recipe.basis, recipe.sampler) == (11, "kaiming-uniform", "any")
+    assert recipe.generated_dtype == "float32"
+    condition = next(one for one in result.projections.loads_with if one.startswith("The base model"))
+    assert str(dtype).removeprefix("torch.") in condition
+
+
+@pytest.mark.parametrize("key", [0, 1, -5, 2**63, 2**64 - 1])
+def test_any_seed(key: int, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", "VERA", projection_prng_key=key)
+    assert_slims_and_restores(written, pair("VERA"), tmp_path)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 64), (256, 100), (7, 2048)])
+def test_the_sampler_without_torch_draws_what_torch_draws(rows: int, columns: int, fused: bool) -> None:
+    """torch itself shows one of the two; the other is held against arithmetic that does not fuse."""
+    basis = KaimingPair(5, ("A", "B"), rows=rows, in_features=columns, out_features=33, columns=rows)
+    drawn = dict(basis.draw(Generation("any", fused, "float32")))
+    with_torch = dict(basis.draw_with_torch("float32"))
+    bits = [stored_bits(drawn[kind], ("float32",)) for kind in ("A", "B")]
+    real = [stored_bits(with_torch[kind], ("float32",)) for kind in ("A", "B")]
+    alike = all(np.array_equal(one, other) for one, other in zip(bits, real, strict=True))
+    fuses = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    if fused == fuses:
+        assert alike
+    bound = math.sqrt(6 / columns)
+    assert float(np.abs(bits[0].view(np.float32)).max()) <= bound
+
+
+@pytest.mark.parametrize("peft_type", TYPES)
+def test_a_changed_bit_is_noticed(peft_type: str, tmp_path: Path) -> None:
+    write(tmp_path / "adapter", peft_type)
+    name = f"base_model.{peft_type.lower()}_B"
+
+    def nudge(state: dict[str, torch.Tensor]) -> None:
+        state[name].view(torch.int32)[3, 1] ^= 1
+
+    folder = changed(tmp_path / "adapter", tmp_path / "nudged", nudge)
+    assert_refused(folder, name, "[3, 1]")
+
+
+def other_seed(state: dict[str, torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for name in sorted(pair("VERA")):
+        bound = math.sqrt(6 / state[name].shape[1])
+        state[name] = torch.empty(state[name].shape).uniform_(-bound, bound, generator=generator)
+
+
+def own_values(state: dict[str, torch.Tensor]) -> None:
+    state["base_model.vera_A"] = torch.randn(state["base_model.vera_A"].shape)
+
+
+def half_missing(state: dict[str, torch.Tensor]) -> None:
+    del state["base_model.vera_B"]
+
+
+def wider(state: dict[str, torch.Tensor]) -> None:
+    """What a second adapter stores that borrowed the pair of a first one with wider layers."""
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in (("base_model.vera_A", (2, 24)), ("base_model.vera_B", (40, 2))):
+        bound = math.sqrt(6 / shape[1])
+        state[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def whole_numbers(state: dict[str, torch.Tensor]) -> None:
+    state["base_model.vera_A"] = state["base_model.vera_A"].to(torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (other_seed, "no known recipe"),
+        (own_values, "no known recipe"),
+        (half_missing, "stands alone"),
+        (wider, "outputs"),
+        (whole_numbers, "dtype"),
+    ],
+)
+def test_other_projections_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], None], word: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "adapter", "VERA")
+    assert_refused(changed(tmp_path / "adapter", tmp_path / "other", change), word)
+
+
+def test_another_rank_in_the_config_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "VERA")
+    configure(tmp_path, r=3)
+    assert_refused(tmp_path, "r is 3")
+
+
+def test_a_second_adapter_of_other_layers_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base("llama"), configured("VERA", "llama", target_modules=["down_proj", "q_proj"]))
+        model.add_adapter("second", configured("VERA", "llama", target_modules=["v_proj"]))
+        model.set_adapter("second")
+        shake(model)
+        model.save_pretrained(str(tmp_path), selected_adapters=["second"])
+    folder = tmp_path / "second"
+    result = adaptertool.slim(folder, dry_run=True)
+    if result.action == "stripped":
+        # PEFT drew the second adapter's own pair: it then is what its own config draws.
+        assert tensors(folder)["base_model.vera_B"].shape[0] == 8
+    else:
+        assert result.reason
+
+
+def test_without_the_flag_peft_refuses_what_slim_left(tmp_path: Path) -> None:
+    """Why the flag has to go with the pair; a file that lacks only the flag is reported."""
+    written = write(tmp_path / "adapter", "VERA")
+    adaptertool.slim(written.folder, output=tmp_path / "slim")
+    configure(tmp_path / "slim", save_projection=True)
+    with pytest.raises(ValueError, match="were not present"):
+        written.loaded(tmp_path / "slim")
+    (finding,) = adaptertool.inspect(tmp_path / "slim").findings
+    assert finding.code == "ADP106"
+    assert "refuses to load" in finding.message
+
+
+def test_stored_projections_that_peft_ignores_are_reported(tmp_path: Path) -> None:
+    write(tmp_path, "VERA")
+    configure(tmp_path, save_projection=False, projection_prng_key=4)
+    assert [one.code for one in adaptertool.inspect(tmp_path).findings] == ["ADP104", "ADP106"]
+    assert adaptertool.restore(tmp_path, in_place=True).action == "restored"
+    assert config(tmp_path)["save_projection"] is True
+
+
+def test_a_file_that_torch_2_8_and_peft_0_19_wrote(tmp_path: Path) -> None:
+    """float32 draws did not change: the old file verifies under this torch, and loads to the logits of then."""
+    source = FIXTURES / "vera-torch2.8-peft0.19.1"
+    shutil.copytree(source, tmp_path / "adapter")
+    result = adaptertool.slim(tmp_path / "adapter", output=tmp_path / "slim")
+    assert result.action == "stripped"
+    expected = load_file(source / "expected.safetensors")
+    loaded = {}
+    for folder in (source, tmp_path / "slim"):
+        model = AutoModelForCausalLM.from_pretrained(FIXTURES / "base-b", dtype=torch.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = PeftModel.from_pretrained(model, str(folder)).eval()
+        with torch.no_grad():
+            loaded[folder.name] = model(input_ids=expected["input_ids"]).logits
+    assert torch.equal(loaded["slim"], loaded[source.name])
+    assert torch.allclose(loaded["slim"], expected["logits"], atol=3e-6)
+    adaptertool.restore(tmp_path / "slim", output=tmp_path / "restored")
+    assert (tmp_path / "restored" / "adapter_model.safetensors").read_bytes() == (
+        source / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.11", "2.13.0"])
+def test_every_torch_draws_the_same(version: str, tmp_path: Path) -> None:
+    write(tmp_path, "VERA")
+    assert adaptertool.slim(tmp_path, for_torch=version, dry_run=True).action == "stripped"
+
+
+def test_a_processor_that_does_not_fuse_is_told_apart(tmp_path: Path) -> None:
+    """Some elements differ in their last bit; the recipe says which processor drew them."""
+    written = write(tmp_path / "adapter", "VERA", r=8)
+    basis = KaimingPair(0, ("A", "B"), rows=8, in_features=24, out_features=16, columns=8)
+
+    def unfused(state: dict[str, torch.Tensor]) -> None:
+        for kind, drawn in basis.draw(Generation("any", False, "float32")):
+            name = f"base_model.vera_{kind}"
+            bits = stored_bits(drawn, ("float32",)).view(np.float32)
+            state[name] = torch.from_numpy(bits.copy()).reshape(state[name].shape)
+
+    folder = changed(written.folder, tmp_path / "unfused", unfused)
+    # A's bound is 1/2 here, so that its products are exact and nothing fuses; B's is not.
+    assert torch.equal(tensors(folder)["base_model.vera_A"], tensors(written.folder)["base_model.vera_A"])
+    assert not torch.equal(tensors(folder)["base_model.vera_B"], tensors(written.folder)["base_model.vera_B"])
+    fuses = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    report = adaptertool.inspect(folder).projections
+    assert report is not None
+    assert report.recipe is not None
+    assert report.recipe.fused_multiply_add is False
+    assert report.verdict == ("regenerable-elsewhere" if fuses else "regenerable")
