@@ -8,8 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adaptertool.methods.cartridge import Cartridge
+from adaptertool.methods.frod import FROD
+from adaptertool.methods.glora import GLORA
+from adaptertool.methods.lily import LILY
 from adaptertool.methods.plain import PLAIN_METHODS, UnknownMethod
 from adaptertool.methods.randlora import RandLora
+from adaptertool.methods.shira import SHIRA
+from adaptertool.methods.tinylora import TINYLORA
+from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
+from adaptertool.methods.unilora import UNILORA
 from adaptertool.methods.vera import PVERA, VERA
 
 if TYPE_CHECKING:
@@ -20,6 +27,13 @@ if TYPE_CHECKING:
 
 _WITH_A_FILE: tuple[Method, ...] = (
     Cartridge(),
+    FROD,
+    GLORA,
+    LILY,
+    SHIRA,
+    TINYLORA,
+    TRAINABLE_TOKENS,
+    UNILORA,
     PVERA,
     RandLora(),
     VERA,

@@ -77,8 +77,13 @@ class Projections(Protocol):
     def needs_torch(self) -> bool:
         """Whether only torch itself can draw them."""
 
-    def stored(self, names: Iterable[str]) -> tuple[Stored, ...]:
-        """Those among the tensors of a file, by kind; where kinds are known beforehand, in the order of drawing."""
+    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+        """Those among the tensors of a file, by kind; where kinds are known beforehand, in the order of drawing.
+
+        Args:
+            names: Of all tensors of the file, or of one whose role is asked for.
+            config: Decides which tensors are copies of one, for methods that train shared tensors.
+        """
 
     def canonical_name(self, kind: str) -> str:
         """The name under which PEFT's own model stores a kind."""

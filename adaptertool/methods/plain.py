@@ -121,7 +121,7 @@ class UnknownMethod:
         return (Note(message, names, sum(tensors[name].nbytes for name in names)), *general_notes(tensors))
 
 
-_DECOMPOSITION = "It stays, because a decomposition gives other bits on other machines and library versions."
+DECOMPOSITION = "It stays, because a decomposition gives other bits on other machines and library versions."
 
 PLAIN_METHODS = (
     PlainMethod("LORA", "lora_", "r"),
@@ -130,7 +130,7 @@ PLAIN_METHODS = (
         "ADAMSS",
         "adamss_",
         "r",
-        of_the_base=(OfTheBase(r".*\.adamss_newB", "A frozen singular basis of each layer", _DECOMPOSITION),),
+        of_the_base=(OfTheBase(r".*\.adamss_newB", "A frozen singular basis of each layer", DECOMPOSITION),),
     ),
     PlainMethod("ADAPTION_PROMPT", "adaption_"),
     PlainMethod("BEFT", "beft_"),

@@ -44,7 +44,7 @@ class RandLoraProjections:
         """`base_model.randlora_A` or `base_model.randlora_B`."""
         return f"{_CANONICAL_MODULE}.{kind}"
 
-    def stored(self, names: Iterable[str]) -> tuple[Stored, ...]:
+    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """The `base_model.` tensor is canonical; without it the first layer-level one."""
         found: dict[str, list[str]] = {kind: [] for kind in self.kinds}
         for name in names:

@@ -50,7 +50,7 @@ class VeraProjections:
         """A is drawn first, then B."""
         return (f"{self.prefix}_A", f"{self.prefix}_B")
 
-    def stored(self, names: Iterable[str]) -> tuple[Stored, ...]:
+    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """The `base_model.` pair; PEFT has always kept the layers' references to it out of the file."""
         present = set(names)
         kinds = ((kind, self.canonical_name(kind)) for kind in self.kinds)

@@ -190,7 +190,7 @@ def roles_of(adapter: Adapter) -> dict[str, Role]:
     method = method_of(adapter.config)
     roles = {name: method.role(name, adapter.config) for name in adapter.weights.tensors}
     if method.projections is not None:
-        for one in method.projections.stored(adapter.weights.tensors):
+        for one in method.projections.stored(adapter.weights.tensors, adapter.config):
             if not method.projections.trained:
                 roles[one.canonical] = "projection"
             roles.update(dict.fromkeys(one.copies, "projection-copy"))

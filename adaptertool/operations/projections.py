@@ -92,7 +92,7 @@ def examine(
         CorruptError: a config value that the answer depends on makes no sense (ADP304).
     """
     tensors = adapter.weights.tensors
-    stored = rule.stored(tensors)
+    stored = rule.stored(tensors, adapter.config)
     flag = rule.flag is None or adapter.config.flag(rule.flag, rule.flag_default)
     if not stored:
         return _examine_absent(adapter, rule, level, loader, flag)
@@ -239,7 +239,7 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         find("ADP101", "PEFT draws the stored projections again from the seed, bit for bit.", names, report.bytes, slim)
     if report.verdict == "regenerable-elsewhere":
         find("ADP103", f"{_sentence(report.reason)}", names, report.bytes, f"{slim} --keep-one-copy")
-    if report.verdict == "not-regenerable":
+    if report.verdict == "not-regenerable" and not rule.trained:
         fix = f"{slim} --keep-one-copy" if copies else None
         find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
     if report.verdict == "copies-differ":
@@ -252,7 +252,8 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         )
     elif copies and adapter.weights.format == "safetensors":
         size = report.bytes - report.one_copy_bytes
-        message = f"One shared pair is stored {report.copies} times; PEFT loads one."
+        what = "What layers share" if rule.trained else "One shared pair"
+        message = f"{what} is stored {report.copies} times; PEFT loads one."
         find("ADP102", message, copies, size, f"{slim} --keep-one-copy")
     if not report.flag:
         same = report.verdict == "regenerable"

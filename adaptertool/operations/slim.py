@@ -134,13 +134,13 @@ def _plan(
     if rule is None:
         reason = f"{adapter.config.peft_type} stores no projections that could be drawn again"
         return _Plan(replace(result, reason=reason))
-    if not rule.stored(adapter.weights.tensors):
+    if not rule.stored(adapter.weights.tensors, adapter.config):
         report = examine(adapter, rule, "none", lambda: None)
         reason = "the file holds no projections"
         return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
     report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress, shapes_proven=shapes_proven)
     result = replace(result, projections=report, findings=_findings(adapter, report, rule))
-    if keep_one_copy:
+    if keep_one_copy or rule.trained:
         return _plan_one_copy(adapter, report, result, force=force)
     if report.verdict != "regenerable" or report.recipe is None:
         return _refused(adapter, report, result)
@@ -150,7 +150,7 @@ def _plan(
 def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, *, force: bool) -> _Plan:
     copies = {name for one in report.tensors for name in one.copies}
     if not copies:
-        return _Plan(replace(result, reason="the file holds one copy of the projections"))
+        return _Plan(replace(result, reason="the file holds one copy of what layers share"))
     if report.verdict == "copies-differ" and not force:
         hint = "--force keeps the canonical pair, which is the one that PEFT loads."
         return _Plan(replace(result, action="refused", reason=f"the copies differ: {report.reason}", hint=hint))

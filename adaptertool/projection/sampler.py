@@ -47,6 +47,34 @@ class WordStream:
         return self._state.randint(0, 1 << 32, size=count, dtype=np.uint32)
 
 
+def permutation_head(stream: WordStream, numel: int, count: int) -> NDArray[np.int64]:
+    """The first `count` numbers of `torch.randperm(numel)`, the same in all versions.
+
+    Source: `aten/src/ATen/native/TensorFactories.cpp`, `randperm_cpu`: a Fisher-Yates shuffle that takes one word a step and
+    never touches again what it has passed. `numel` beyond `SMALL_PERMUTATION` is shuffled another way.
+
+    Args:
+        stream: Advanced past the whole permutation.
+        numel: How many numbers are permuted; at most `SMALL_PERMUTATION`.
+        count: How many of them are asked for.
+    """
+    steps = max(0, min(count, numel - 1))
+    offsets = (stream.words(steps) % (np.uint64(numel) - np.arange(steps, dtype=np.uint64))).tolist()
+    for begin in range(steps, numel - 1, CHUNK_WORDS):
+        stream.words(min(CHUNK_WORDS, numel - 1 - begin))
+    moved: dict[int, int] = {}
+    head = np.empty(count, dtype=np.int64)
+    for step, offset in enumerate(offsets):
+        head[step] = moved.get(step + offset, step + offset)
+        moved[step + offset] = moved.get(step, step)
+    head[steps:] = [moved.get(step, step) for step in range(steps, count)]
+    return head
+
+
+SMALL_PERMUTATION = (2**32 - 1) // 20 - 1
+"""How many numbers `torch.randperm` permutes in the way of `permutation_head`."""
+
+
 def ternary(words: NDArray[np.uint32], sparsity: float) -> NDArray[np.int8]:
     """What `torch.rand` in float32 gives, thresholded to -1, 0 and +1.
 

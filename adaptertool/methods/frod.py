@@ -1,0 +1,103 @@
+"""FRoD: each layer's weight in a basis that layers of one category share, with trained values on and off the diagonal.
+
+Source: `peft/tuners/frod/`, read at 0.21.2. Trained are `frod_lambda_l` and `frod_lambda_s_values` of each layer. Shared by a
+category of layers are `frod_V`, a decomposition of the base's weights, and `frod_s_indices` and `frod_s_size`, which are drawn
+from `projection_prng_key`. One flag, `save_projection`, stands for all three. It has to stay true: with it false PEFT
+decomposes the weights anew, to other bits. With it true PEFT asks only that one of the three is in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry
+from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
+from adaptertool.methods.seeds import seed
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.base import Values
+    from adaptertool.projection.permuted import OffDiagonals
+    from adaptertool.projection.recipe import Recipe
+
+_INDICES, _SIZE, _BASIS = "base_model.frod_s_indices.", "base_model.frod_s_size.", "base_model.frod_V."
+
+
+@dataclass(frozen=True)
+class FrodProjections(LayerProjections):
+    """See `adaptertool.methods.base.Projections`."""
+
+    pattern: str = r"base_model\.(?P<kind>frod_s_(?:indices|size))\.(?P<module>[^.]+)"
+    trained_pattern: str = r"(?P<module>.*)\.frod_lambda_(?:l|s_values)"
+    flag: str | None = "save_projection"
+
+    def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
+        """Each category's in_features."""
+        sizes = [name for name, shape in shapes.items() if name.startswith(_SIZE) and shape == (2,)]
+        return {"dimensions": {name.removeprefix(_SIZE): int(values(name, 0, 1)[0]) for name in sizes}}
+
+    def basis(
+        self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]
+    ) -> OffDiagonals:
+        """As many places as `sparse_rate` says."""
+        basis = self._basis(seed(config, "projection_prng_key", 0), shapes, layout)
+        for category, (dimension, nonzero) in basis.squares.items():
+            due = _nonzero(config, dimension)
+            if nonzero != due:
+                raise CannotDrawError(
+                    f"the config's sparse_rate makes {due} places for {category}, and {nonzero} are stored"
+                )
+        return basis
+
+    def basis_of(self, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> OffDiagonals:
+        """The same from a recipe."""
+        return self._basis(recipe.key, shapes, recipe.layout)
+
+    def _basis(self, key: int, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]) -> OffDiagonals:
+        from adaptertool.projection.permuted import OffDiagonals
+        from adaptertool.projection.sampler import SMALL_PERMUTATION
+
+        dimensions = layout_entry(layout, "dimensions", dict)
+        squares = {}
+        for category, dimension in dimensions.items():
+            shape = shapes.get(_INDICES + category, ())
+            if type(dimension) is not int or dimension < 1 or dimension * (dimension - 1) > SMALL_PERMUTATION:
+                raise CannotDrawError(f"frod_s_size of {category} is {dimension}")
+            if len(shape) != 2 or shape[1] > dimension * (dimension - 1):
+                raise CannotDrawError(f"frod_s_indices of {category} has shape {shape}")
+            squares[category] = dimension, shape[1]
+        kinds = {category: (_INDICES + category, _SIZE + category) for category in squares}
+        basis = OffDiagonals(key, kinds, squares, (SAME_MODULES,))
+        if basis.shapes != dict(shapes):
+            raise CannotDrawError("indices and sizes do not belong together")
+        return basis
+
+    def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
+        """Without `frod_V` in the file PEFT would refuse to load what is left."""
+        if not any(name.startswith(_BASIS) for name in tensors):
+            raise CannotDrawError("the file holds no frod_V, and PEFT loads no file that has none of the three")
+
+    def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
+        """PEFT raises unless another of the three is there."""
+        return None if any(name.startswith(_BASIS) for name in tensors) else "PEFT refuses to load it"
+
+
+def _nonzero(config: AdapterConfig, dimension: int) -> int:
+    rate = config.fields.get("sparse_rate", 0.01)
+    if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+        raise CannotDrawError(f"the config's sparse_rate is {rate!r}")
+    places = dimension * (dimension - 1)
+    nonzero = min(int(dimension * dimension * rate), places)
+    return max(1, nonzero) if rate > 0 and places else nonzero
+
+
+FROD = PlainMethod(
+    "FROD",
+    "frod_",
+    projections=FrodProjections(),
+    of_the_base=(OfTheBase(r"base_model\.frod_V\..*", "A basis for each category of layers", DECOMPOSITION),),
+)

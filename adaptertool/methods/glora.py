@@ -1,0 +1,47 @@
+"""GLoRA: five paths for each layer, of which those that are not trained hold zeros.
+
+Source: `peft/tuners/glora/layer.py`, `GloraEmptyPath`, read at 0.21.2. A path that the config switches off, or that needs a
+bias which the layer does not have, is a buffer `zeros`; for the paths A and B it is as large as the layer's weight. PEFT
+makes the same zeros when it attaches the adapter, whether they are in the file or not. There is no flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.layered import LayerProjections
+from adaptertool.methods.plain import PlainMethod
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.projection.recipe import Recipe
+    from adaptertool.projection.zeros import Zeros
+
+
+@dataclass(frozen=True)
+class GloraProjections(LayerProjections):
+    """See `adaptertool.methods.base.Projections`."""
+
+    pattern: str = r"(?P<module>.*)\.(?P<kind>glora_[A-E]\.zeros)"
+    trained_pattern: str = r"(?P<module>.*)\.glora_[A-E]\.X[du]?"
+
+    def basis(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]) -> Zeros:
+        """Zeros."""
+        return self._basis(shapes)
+
+    def basis_of(self, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+        """The same from a recipe."""
+        if recipe.basis != "zeros":
+            raise CannotDrawError(f"{recipe.basis} is nothing that GLoRA stores")
+        return self._basis(shapes)
+
+    def _basis(self, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
+        from adaptertool.projection.zeros import Zeros
+
+        return Zeros(shapes)
+
+
+GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections())

@@ -1,0 +1,100 @@
+"""What methods have in common whose layers each have tensors of their own that need not be stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.projection.stored import Stored
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.base import Values
+
+SAME_MODULES = "The same base model: which modules it has, and in which order, decides what each of them is given."
+"""A condition of methods that draw for one target layer after the other."""
+
+
+@dataclass(frozen=True)
+class LayerProjections:
+    """The parts of `adaptertool.methods.base.Projections` that are the same for all of them; a kind is a tensor's name.
+
+    Attributes:
+        pattern: What the names of the tensors match, whole, with the groups `module` and `kind`.
+        trained_pattern: What the names of trained tensors match, whole, with the group `module`.
+    """
+
+    pattern: str
+    trained_pattern: str
+    flag: str | None = None
+    flag_default: bool = True
+    stripped_flag: bool | None = None
+    trained: bool = False
+    needs_torch: bool = False
+
+    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+        """Each tensor stands for itself."""
+        return tuple(Stored(name, name, ()) for name in names if re.fullmatch(self.pattern, name))
+
+    def canonical_name(self, kind: str) -> str:
+        """The kind itself."""
+        return kind
+
+    def module_and_kind(self, name: str) -> tuple[str, str]:
+        """The two parts of the name of a tensor.
+
+        Raises:
+            CannotDrawError: it is none of these.
+        """
+        match = re.fullmatch(self.pattern, name)
+        if match is None:
+            raise CannotDrawError(f"{name} is nothing that this method draws")
+        return match["module"], match["kind"]
+
+    def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
+        """Nothing: the config and the shapes say it all."""
+        return {}
+
+    def depends_on_torch(self, config: AdapterConfig) -> bool:
+        """No: all versions draw them alike."""
+        return False
+
+    def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
+        """Nothing to check beyond the bits."""
+
+    def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
+        """PEFT draws them."""
+        return "PEFT draws them with a warning" if self.flag is not None else None
+
+    def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the layers do not say which of them is which."""
+        raise CannotDrawError(
+            "each layer has its own, which only a fingerprint names",
+            "PEFT draws them when it loads the adapter; save it from there to have them in the file.",
+        )
+
+    def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The modules with a trained tensor."""
+        matches = (re.fullmatch(self.trained_pattern, name) for name in names)
+        return tuple(dict.fromkeys(match["module"] for match in matches if match))
+
+
+def layout_entry(layout: Mapping[str, Any], key: str, kind: type) -> Any:
+    """An entry of a layout, which may come from a file that anyone wrote.
+
+    Raises:
+        CannotDrawError: it is missing or of another type.
+    """
+    value = layout.get(key)
+    if not isinstance(value, kind):
+        raise CannotDrawError(f"the recipe does not say the {key} of the layers")
+    return value
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names as people count: `layers.2` before `layers.10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
