@@ -225,8 +225,9 @@ class Comparison:
                 stored = np.frombuffer(piece, dtype=np.uint8)
                 if digest is not None:
                     digest.update(piece)
-                wrong = np.flatnonzero(stored != due_bytes[at : at + stored.size])
-                if wrong.size:
+                expected = due_bytes[at : at + stored.size]
+                if not np.array_equal(stored, expected):
+                    wrong = np.flatnonzero(stored != expected)
                     elements = np.unique((wrong + at) // due.itemsize)
                     first = int(elements[0])
                     stored_bytes = b"".join(
