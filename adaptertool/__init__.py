@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptertool.errors import AdapterToolError
+    from adaptertool.operations.check_merge import check_merge
     from adaptertool.operations.inspect import inspect
     from adaptertool.operations.restore import restore
     from adaptertool.operations.slim import slim
 
 __version__ = "0.1.0"
-__all__ = ["AdapterToolError", "__version__", "inspect", "restore", "slim"]
+__all__ = ["AdapterToolError", "__version__", "check_merge", "inspect", "restore", "slim"]
 
 _HOMES = {
     "AdapterToolError": "adaptertool.errors",
+    "check_merge": "adaptertool.operations.check_merge",
     "inspect": "adaptertool.operations.inspect",
     "restore": "adaptertool.operations.restore",
     "slim": "adaptertool.operations.slim",

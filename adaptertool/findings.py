@@ -221,6 +221,26 @@ _CODES = (
         "adaptertool check-merge ./adapter --base ./base",
     ),
     Code(
+        "ADP208",
+        "bias-not-in-base-file",
+        "warning",
+        "The base's config gives a layer a bias, and its file stores none.",
+        "transformers creates such a bias as zeros when it loads the base, and PEFT merges into that. The merged model is "
+        "what the adapter computes, but the file and the config do not belong together.",
+        "Check that the base was downloaded completely and that its config is its own.",
+        "adaptertool check-merge ./adapter --base ./base",
+    ),
+    Code(
+        "ADP209",
+        "merge-changes-outputs",
+        "error",
+        "The merge raises nothing, and the merged model computes something else than the adapter.",
+        "Nothing tells: the model loads and runs. Tied embeddings change at both ends, replicated layers share what was "
+        "trained apart, and a router's choice is lost.",
+        "Serve the adapter unmerged; for tied embeddings, untie them in the base before merging.",
+        "adaptertool check-merge ./adapter --base ./base",
+    ),
+    Code(
         "ADP301",
         "not-finite",
         "error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,17 @@ def _find_weights(folder: Folder) -> str:
     for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
         if name in files:
             return name
+    if isinstance(folder, LocalFolder):
+        for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
+            if os.path.lexists(folder.path / name):
+                folder.open(name)  # a folder, a pipe or a symlink that leads nowhere: opening it says which
     found = [entry for entry in files if entry.endswith((".safetensors", ".bin"))][:5]
-    raise NotFoundError(
-        f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
-        hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
-    )
+    try:
+        # In the Hub's offline mode `files` lists what is cached, and only `open` says what that leaves unknown.
+        folder.open(SAFETENSORS_WEIGHTS).close()
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
+            hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
+        ) from error
+    return SAFETENSORS_WEIGHTS

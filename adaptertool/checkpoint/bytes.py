@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from adaptertool.errors import (
@@ -18,7 +20,6 @@ from adaptertool.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 CHUNK = 1 << 20
 """Bytes handed out at a time by `stream`: small enough that a comparison finds them in the processor's cache."""
@@ -66,11 +67,13 @@ def os_error(error: OSError, path: Path | str, doing: str = "read") -> AdapterTo
         doing: The verb of the message.
     """
     reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+        return NotFoundError(f"{path} is a symlink that leads nowhere", hint="Download or copy the file again.")
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{path} does not exist", hint="Check the path for a typo.")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return PermissionDeniedError(f"cannot {doing} {path}: {reason}", hint="Check its owner and permissions.")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NoSpaceError(
             f"cannot {doing} {path}: {reason}", hint="Free some space, or write to another disk with -o DIR."
         )
@@ -89,17 +92,20 @@ class LocalBytes:
 
         Raises:
             NotFoundError, PermissionDeniedError, UnsupportedError: as the operating system says.
+            CorruptError: it is no file but a folder, a pipe or a device.
         """
         self.path = path
         try:
-            if path.is_dir():
-                raise CorruptError(f"{path} is a folder where a file is expected")
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+                raise CorruptError(f"{path} is {what} where a file is expected")
             self._file = path.open("rb", buffering=0)
-            stat = os.fstat(self._file.fileno())
+            opened = os.fstat(self._file.fileno())
         except OSError as error:
             raise os_error(error, path) from error
-        self._identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        self._size = stat.st_size
+        self._identity = _identity(opened)
+        self._size = opened.st_size
         self._lock = threading.Lock()
         self.bytes_read = 0
 
@@ -141,11 +147,14 @@ class LocalBytes:
     def changed(self) -> bool:
         """Whether the path now leads to another file, or to another length or time of change."""
         try:
-            stat = self.path.stat()
+            return self._identity != _identity(self.path.stat())
         except OSError:
             return True
-        return self._identity != (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -20,6 +20,8 @@ CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 64 << 20
 """Beyond any config that PEFT writes, token index lists included; a larger file is not read."""
 
+_RESTORE = "Restore the config that was saved with these weights."
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -83,12 +85,15 @@ class AdapterConfig:
         return value
 
     def _makes_no_sense(self, key: str, due: str) -> CorruptError:
-        shown = json.dumps(self.fields[key])
+        try:
+            shown = json.dumps(self.fields[key])
+        except RecursionError:
+            shown = "nested too deeply"
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return CorruptError(
             f"{self.name}: {key} is {shown} where it should be {due}",
             code="ADP304",
-            hint="Restore the config that was saved with these weights.",
+            hint=_RESTORE,
         )
 
     def with_value(self, key: str, value: bool) -> str:
@@ -123,6 +128,8 @@ def read_config(folder: Folder) -> AdapterConfig:
             code="ADP304",
             hint=f"It holds {', '.join(found)}." if found else "An adapter is what PEFT's save_pretrained writes.",
         ) from error
+    except CorruptError as error:
+        raise CorruptError(error.message, code="ADP304", hint=_RESTORE) from error
     if file.size > MAX_CONFIG_BYTES:
         raise CorruptError(f"{name} is no config: it is {file.size} bytes long", code="ADP304")
     content = file.read(0, file.size)
@@ -139,7 +146,7 @@ def read_config(folder: Folder) -> AdapterConfig:
         raise CorruptError(
             f"{name} is no valid config: {reason}",
             code="ADP304",
-            hint="Restore the config that was saved with these weights.",
+            hint=_RESTORE,
         ) from error
     if not isinstance(fields.get("peft_type"), str) or not fields["peft_type"]:
         raise CorruptError(

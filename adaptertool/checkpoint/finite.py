@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _EXPONENTS: dict[str, tuple[int, bytes, int | None]] = {
     "F64": (8, b"\x7f\xff", 0xF0),
     "F32": (4, b"\x7f\xff", 0x80),
+    "C64": (4, b"\x7f\xff", 0x80),  # two float32 an element
     "BF16": (2, b"\x7f\xff", 0x80),
     "F16": (2, bytes((*range(0x7C, 0x80), *range(0xFC, 0x100))), None),
     "F8_E5M2": (1, bytes((*range(0x7C, 0x80), *range(0xFC, 0x100))), None),
@@ -45,6 +46,6 @@ def first_not_finite(weights: Weights, name: str) -> int | None:
             below = data[size - 2 : whole : size] if least_below is not None else high
             for index, byte in enumerate(high):
                 if byte in high_bytes and (least_below is None or below[index] >= least_below):
-                    return seen + index
+                    return (seen + index) // (2 if weights.tensors[name].dtype == "C64" else 1)
         seen += whole // size
     return None

@@ -40,8 +40,11 @@ class Folder(Protocol):
     def files(self) -> Sequence[str]:
         """Names of the files right in this folder, sorted."""
 
+    def walk(self) -> Sequence[str]:
+        """Names of all files in this folder and below it, with slashes, sorted."""
+
     def open(self, name: str) -> Bytes:
-        """The file of that name.
+        """The file of that name, as `files` or `walk` gives it.
 
         Raises:
             NotFoundError: there is none.
@@ -78,6 +81,10 @@ class LocalFolder:
                 return sorted(entry.name for entry in entries if entry.is_file())
         except OSError as error:
             raise os_error(error, self.path) from error
+
+    def walk(self) -> Sequence[str]:
+        """Names of the files here and in all folders below; symlinks to folders are not followed."""
+        return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
 
     def open(self, name: str) -> Bytes:
         """Open the file of that name."""

@@ -1,9 +1,9 @@
 """The header of a safetensors file, held against the rules of the format.
 
 The rules are those of safetensors' own parser (`safetensors/src/tensor.rs`, read at 0.8.0): eight bytes of little-endian
-length, a JSON object, then data that the tensors' offsets tile exactly. What that parser rejects is rejected here. Two things
-that it lets pass are rejected as well: a name that occurs twice, of which it silently takes one, and nested values in
-fields that the format does not know.
+length, a JSON object, then data that the tensors' offsets tile exactly. What that parser rejects is rejected here. Three
+things that it lets pass are rejected as well: a name that occurs twice, of which it silently takes one, nested values in
+fields that the format does not know, and white space before the opening brace, which the format's documentation forbids.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ TORCH_DTYPES: Mapping[str, str] = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
+    "I32": "int32",
+    "I64": "int64",
 }
-"""The names that torch and people use for the format's floating point dtypes."""
+"""The names that torch and people use for the dtypes that random tensors have."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,14 @@ def parse_header(text: bytes, data_bytes: int, name: str) -> Header:
             broken("__metadata__ is no object")
         for key, value in metadata.items():
             if not isinstance(value, str):
-                broken(f"__metadata__ maps {key!r} to something that is no string")
+                broken(f"__metadata__ maps {_quoted(key)} to something that is no string")
     tensors = [_tensor(key, entry, broken) for key, entry in document.items()]
     # Zero-sized tensors share their start with the next one, so the end decides second.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
     end = 0
     for tensor in tensors:
         if tensor.start != end:
-            broken(f"the data of {tensor.name!r} begins at byte {tensor.start} where {end} is due")
+            broken(f"the data of {_quoted(tensor.name)} begins at byte {tensor.start} where {end} is due")
         end += tensor.nbytes
     if end != data_bytes:
         fault = "truncated" if end > data_bytes else "followed by bytes that belong to no tensor"
@@ -188,23 +190,24 @@ def parse_header(text: bytes, data_bytes: int, name: str) -> Header:
 
 
 def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:
+    shown = _quoted(name)
     if not isinstance(entry, dict):
-        broken(f"the entry of {name!r} is no object")
+        broken(f"the entry of {shown} is no object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
-        broken(f"{name!r} has no dtype")
+        broken(f"{shown} has no dtype")
     if dtype not in DTYPE_BITS:
-        raise UnsupportedError(f"tensor {name!r} has dtype {dtype!r}, which this version does not know")
+        raise UnsupportedError(f"tensor {shown} has dtype {_quoted(dtype)}, which this version does not know")
     if not isinstance(shape, list) or not all(type(dim) is int and dim < 2**64 for dim in shape):
-        broken(f"the shape of {name!r} is no list of whole numbers")
+        broken(f"the shape of {shown} is no list of whole numbers")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
         or not all(type(offset) is int and offset < 2**64 for offset in offsets)
     ):
-        broken(f"the data_offsets of {name!r} are no pair of whole numbers")
+        broken(f"the data_offsets of {shown} are no pair of whole numbers")
     if any(isinstance(value, (dict, list)) for key, value in entry.items() if key not in ("shape", "data_offsets")):
-        broken(f"the entry of {name!r} holds a field that the format does not know")
+        broken(f"the entry of {shown} holds a field that the format does not know")
     start, end = offsets
     # The product is checked dimension by dimension, as safetensors does in 64 bits: a zero does not excuse an overflow
     # before it.
@@ -212,17 +215,27 @@ def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:
     for dim in shape:
         numel *= dim
         if numel >= 2**64:
-            broken(f"the shape of {name!r} overflows")
+            broken(f"the shape of {shown} overflows")
     bits = numel * DTYPE_BITS[dtype]
     if bits >= 2**64:
-        broken(f"the shape of {name!r} overflows")
+        broken(f"the shape of {shown} overflows")
     if bits % 8:
-        broken(f"{name!r} does not end on a whole byte")
+        broken(f"{shown} does not end on a whole byte")
     if end < start or end - start != bits // 8:
         broken(
-            f"{name!r} has shape {shape} and dtype {dtype}, so {bits // 8} bytes, and its data_offsets span {end - start}"
+            f"{shown} has shape {_cut(str(shape))} and dtype {dtype}, so {bits // 8} bytes, and its data_offsets span "
+            f"{end - start}"
         )
     return TensorInfo(name, dtype, tuple(shape), start, end - start)
+
+
+def _quoted(text: str) -> str:
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
+    """What a message shows of something that may be as long as the header."""
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,7 +243,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} occurs twice")
+        raise ValueError(f"{_quoted(twice)} occurs twice")
     for key, value in pairs:
         key.encode("utf-8")
         if isinstance(value, str):
@@ -246,7 +259,7 @@ def _integer(digits: str) -> int | float:
 def _number(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"number {digits} is out of range")
+        raise ValueError(f"number {_cut(digits)} is out of range")
     return value
 
 

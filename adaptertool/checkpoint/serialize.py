@@ -85,6 +85,11 @@ def in_order(tensors: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
     return tuple(sorted(tensors, key=lambda tensor: -DTYPE_BITS[tensor.dtype]))
 
 
+def private(path: str, flags: int) -> int:
+    """Open a new file that nobody else can read until it gets the mode of what it replaces."""
+    return os.open(path, flags, 0o600)
+
+
 def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], None] = lambda _: None) -> None:
     """Write a new file, flush it to disk, read it back and compare.
 
@@ -98,7 +103,7 @@ def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], Non
         CorruptError: what was read back is not what was written, or the source changed in between.
     """
     try:
-        with path.open("xb") as file:
+        with open(path, "xb", opener=private) as file:
             file.write(weights.header())
             for tensor in weights.tensors:
                 written = 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import struct
+import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -132,6 +135,8 @@ class PickleWeights:
             dtype = _torch_dtype_names().get(str(tensor.dtype))
             if dtype is None or tensor.layout != _strided():
                 raise UnsupportedError(f"tensor {name!r} of {path} is {tensor.dtype}, {tensor.layout}: no dense tensor")
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise UnsupportedError(f"tensor {name!r} of {path} repeats its elements: it is a view, not a tensor")
             # Names that share one storage are one tensor on disk; torch.save writes it once.
             identity = (
                 tensor.untyped_storage().data_ptr(),
@@ -158,7 +163,7 @@ class PickleWeights:
         import torch
 
         flat = self._tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
-        view = memoryview(flat.numpy()).toreadonly()
+        view = flat.numpy().data.toreadonly()
         stop = len(view) if length is None else start + length
         for begin in range(start, stop, CHUNK):
             yield view[begin : min(begin + CHUNK, stop)]
@@ -182,23 +187,60 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     try:
         # Files of the format before torch 1.6 are no zip archives and can't be memory-mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _refuse_compression(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
+        asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        if asked_for is None and "Unsupported operand" in str(error):
+            raise _not_saved_by_torch(path) from error
+        what = f"asks for {asked_for[1]} to be run" if asked_for else "holds more than tensors"
         raise UnsupportedError(
-            f"{path} holds more than tensors, and is not unpickled: that could run code",
+            f"{path} {what}, and is not unpickled: that could run any code",
             hint="Convert it to safetensors in an environment that you trust.",
         ) from error
     except OSError as error:
         raise os_error(error, path) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CorruptError(
-            f"{path} is no file that torch.save wrote", hint="Download or copy the file again."
-        ) from error
+    except _BROKEN_PICKLE as error:
+        raise _not_saved_by_torch(path) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise UnsupportedError(f"{path} is no dictionary of tensors", hint="PEFT writes one; was this saved otherwise?")
     return state
+
+
+_BROKEN_PICKLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What torch's readers raise where the bytes are not what they expect."""
+
+
+def _not_saved_by_torch(path: Path) -> CorruptError:
+    return CorruptError(f"{path} is no file that torch.save wrote", hint="Download or copy the file again.")
+
+
+def _refuse_compression(path: Path) -> None:
+    """torch.save never compresses; an archive that unpacks to more than its size is not unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UnsupportedError(
+            f"{path} is a compressed archive, which torch.save does not write",
+            hint="Convert it to safetensors in an environment that you trust.",
+        )
 
 
 def _torch_dtype_names() -> dict[str, str]:

@@ -8,10 +8,12 @@ the other way round, as the change asks), which PEFT loads to the same outputs; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,14 +23,14 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.config import CONFIG_NAME
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.checkpoint.serialize import NewWeights, write_weights
+from adaptertool.checkpoint.serialize import NewWeights, private, write_weights
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.errors import CorruptError, NoSpaceError, UsageError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
 
-_STAGED = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d+)-[0-9a-f]+\.(?P<what>tmp|old)")
+_STAGED = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d{1,9})-[0-9a-f]+\.(?P<what>tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,23 @@ def check_output(adapter: Adapter, output: Path, *, force: bool) -> None:
         raise UsageError(f"{output} is the checkpoint itself", hint="Use --in-place to change it where it is.")
     if output.is_symlink() and not output.exists():
         raise UsageError(f"{output} is a symlink that leads nowhere")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} exists and is no folder")
     try:
-        if output.is_dir() and any(output.iterdir()) and not force:
-            raise UsageError(f"{output} exists", hint="Name another folder, or overwrite it with --force.")
+        if output.exists() and not output.is_dir():
+            raise UsageError(f"{output} exists and is no folder")
+        if output.is_dir() and _occupied(output) and not force:
+            raise _exists(output)
     except OSError as error:
         raise os_error(error, output) from error
+
+
+def _exists(output: Path) -> UsageError:
+    return UsageError(f"{output} exists", hint="Name another folder, or overwrite it with --force.")
+
+
+def _occupied(output: Path) -> bool:
+    """Whether a folder holds anything but what other runs of this program have staged there."""
+    staged = (_STAGED.fullmatch(path.name) for path in output.iterdir())
+    return any(match is None or match["what"] == "old" for match in staged)
 
 
 def check_in_place(adapter: Adapter) -> Path:
@@ -97,9 +109,15 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Callable[[int],
     """Replace the weights and the config of a local checkpoint.
 
     Raises:
-        AdapterToolError: see `check_in_place`, and what writing raises. Nothing was changed then.
+        AdapterToolError: see `check_in_place`, and what writing raises. Nothing was changed then; where only the second
+            of two renames fails, PEFT loads what is there to the same outputs.
     """
     folder = check_in_place(adapter)
+    if change.weights_name != adapter.weights_name and os.path.lexists(folder / change.weights_name):
+        raise UsageError(
+            f"{folder / change.weights_name} exists, and is not what {adapter.weights_name} is to become",
+            hint="Use -o DIR.",
+        )
     _sweep(folder)
     with _staging(folder) as stage:
         replacements = []
@@ -114,14 +132,15 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Callable[[int],
             _write_text(config, change.config_text)
             _keep_mode(folder / CONFIG_NAME, config)
             replacements.insert(0 if change.config_first else len(replacements), (config, folder / CONFIG_NAME))
-        _check_unchanged(adapter)
         try:
-            for staged, final in replacements:
-                staged.replace(final)
+            with _uninterrupted(), _locked(folder):
+                _check_unchanged(adapter)
+                for staged, final in replacements:
+                    staged.replace(final)
+                    _sync_folder(folder)
+                for name in change.obsolete:
+                    (folder / name).unlink()
                 _sync_folder(folder)
-            for name in change.obsolete:
-                (folder / name).unlink()
-            _sync_folder(folder)
         except OSError as error:
             raise os_error(error, folder, "write to") from error
 
@@ -143,53 +162,83 @@ def write_folder(
     """
     check_output(adapter, output, force=force)
     output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow the symlinks that the user named
-    occupied = output.is_dir() and any(output.iterdir())
+    # An existing folder is kept, and may be a file system of its own, so what comes into it is staged in it.
+    existing = output.is_dir()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise os_error(error, output.parent, "write to") from error
-    where = output if occupied else output.parent
+    where = output if existing else output.parent
     _sweep(where)
     with _staging(where) as stage:
         staged = stage(output.name)
         try:
-            staged.mkdir()
+            staged.mkdir(mode=0o700)
             _copy_others(adapter, change, staged, exclude=output)
             if change.weights is not None:
                 _require_space(staged, change.weights.file_bytes)
                 write_weights(change.weights, staged / change.weights_name, progress)
             config = staged / CONFIG_NAME
             _write_text(config, change.config_text if change.config_text is not None else adapter.config.text)
-            if isinstance(adapter.folder, LocalFolder):
-                if change.weights is not None:
-                    _keep_mode(adapter.folder.path / adapter.weights_name, staged / change.weights_name)
-                _keep_mode(adapter.folder.path / CONFIG_NAME, config)
-                _keep_mode(adapter.folder.path, staged)
+            source = adapter.folder.path if isinstance(adapter.folder, LocalFolder) else None
+            if change.weights is not None:
+                _keep_mode(source and source / adapter.weights_name, staged / change.weights_name)
+            _keep_mode(source and source / CONFIG_NAME, config)
             _sync_folder(staged)
-            _check_unchanged(adapter)
-            if occupied:
-                _move_into(staged, output, change.weights_name, stage)
+            if existing:
+                with _uninterrupted(), _locked(output):
+                    _check_unchanged(adapter)
+                    if _occupied(output) and not force:
+                        raise _exists(output)
+                    _move_into(staged, output, change.weights_name, stage)
             else:
-                if output.is_dir():
-                    output.rmdir()
-                staged.rename(output)
+                _keep_mode(source, staged)
+                with _uninterrupted():
+                    _check_unchanged(adapter)
+                    staged.rename(output)
             _sync_folder(output.parent)
             _sweep(output, old=True)
         except OSError as error:
-            raise os_error(error, output, "write to") from error
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise _exists(output) from error
+            raise os_error(error, error.filename2 or error.filename or output, "write to") from error
+
+
+def write_changes(change: Change, folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, Path]:
+    """Write only the files that a change changes, to an empty folder.
+
+    Returns:
+        The files, by their names in the checkpoint.
+
+    Raises:
+        AdapterToolError: what reading and writing raise.
+    """
+    files = {}
+    if change.config_text is not None:
+        files[CONFIG_NAME] = folder / CONFIG_NAME
+        _write_text(files[CONFIG_NAME], change.config_text)
+    if change.weights is not None:
+        _require_space(folder, change.weights.file_bytes)
+        files[change.weights_name] = folder / change.weights_name
+        write_weights(change.weights, files[change.weights_name], progress)
+    return files
 
 
 def _move_into(staged: Path, output: Path, weights_name: str, stage: Callable[..., Path]) -> None:
     """Replace the files of an existing folder.
 
-    Its old weights are set aside first: without weights no loader takes the half-replaced folder for a checkpoint.
+    Its old weights are set aside first: without weights no loader takes the half-replaced folder for a checkpoint. The new
+    ones come last.
     """
-    aside = {}
+    names = dict.fromkeys((SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, weights_name, CONFIG_NAME))
+    aside: dict[Path, Path] = {}
+    placed: list[Path] = []
     try:
-        for name in {SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, weights_name}:
-            if os.path.lexists(output / name):
-                aside[output / name] = stage(name, "old")
-                (output / name).rename(aside[output / name])
+        for final in (output / name for name in names):
+            if os.path.lexists(final):
+                kept_aside = stage(final.name, "old")
+                final.rename(kept_aside)
+                aside[final] = kept_aside
         _sync_folder(output)
         entries = sorted(staged.rglob("*"), key=lambda path: path.relative_to(staged).as_posix() == weights_name)
         for path in entries:
@@ -198,10 +247,14 @@ def _move_into(staged: Path, output: Path, weights_name: str, stage: Callable[..
                 final.mkdir(exist_ok=True)
             else:
                 path.replace(final)
+                placed.append(final)
+        _sync_folder(output)
     except BaseException:
-        for final, kept_aside in aside.items():
-            if not os.path.lexists(final):
-                kept_aside.rename(final)
+        for final in placed:
+            if final.parent == output and final.name in names:
+                final.unlink()
+        for final, kept_aside in reversed(aside.items()):
+            kept_aside.replace(final)
         raise
 
 
@@ -212,9 +265,10 @@ def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path) 
     if change.weights is not None:
         done |= {adapter.weights_name, change.weights_name}
     if not isinstance(folder, LocalFolder):
-        for name in folder.files():
+        for name in folder.walk():
             if name not in done:
                 file = folder.open(name)
+                (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 with (staged / name).open("xb") as copy:
                     for piece in file.stream(0, file.size):
                         copy.write(piece)
@@ -234,10 +288,17 @@ def _copy_tree(source: Path, target: Path, skip: set[str], exclude: Path) -> Non
             copy.mkdir()
             _copy_tree(path, copy, set(), exclude)
             shutil.copystat(path, copy)
+            _keep_owner(path.stat(), copy)
         elif entry.is_file():
             # A symlink to a file becomes the file: what a relative one leads to is not there.
-            shutil.copyfile(path, copy)
+            try:
+                shutil.copyfile(path, copy)
+            except OSError as error:
+                if error.filename2 is None and error.filename != str(copy):
+                    raise os_error(error, path) from error
+                raise
             shutil.copystat(path, copy)
+            _keep_owner(path.stat(), copy)
             with copy.open("rb") as file:
                 os.fsync(file.fileno())
         elif entry.is_symlink():
@@ -259,10 +320,8 @@ def _staging(folder: Path) -> Iterator[Callable[..., Path]]:
         yield stage
     finally:
         for path in staged:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _remove(path)
 
 
 def _sweep(folder: Path, *, old: bool = False) -> None:
@@ -279,10 +338,46 @@ def _sweep(folder: Path, *, old: bool = False) -> None:
                 continue
             if match["what"] == "old" and not old:
                 continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    for folder, _, _ in os.walk(path):
+        Path(folder).chmod(0o700)  # copies of read-only folders are read-only
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and requests to end wait until several renames are done."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs of this program from replacing files there meanwhile; some network file systems have no locks."""
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _runs(process: int) -> bool:
@@ -323,7 +418,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     try:
-        with path.open("xb") as file:
+        with open(path, "xb", opener=private) as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -333,13 +428,27 @@ def _write_text(path: Path, text: str) -> None:
         raise os_error(error, path.parent, "write to") from error
 
 
-def _keep_mode(source: Path, copy: Path) -> None:
-    """Give the copy the mode of the original, and its owner where that is allowed."""
-    stat = source.stat()
-    copy.chmod(stat.st_mode & 0o7777)
-    if hasattr(os, "chown"):
+def _keep_mode(source: Path | None, copy: Path) -> None:
+    """Give the copy the mode of the original, and its owner where that is allowed; without one, what new files get."""
+    if source is None:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        copy.chmod((0o777 if copy.is_dir() else 0o666) & ~mask)
+        return
+    status = source.stat()
+    _keep_owner(status, copy)
+    copy.chmod(status.st_mode & 0o7777)
+
+
+def _keep_owner(status: os.stat_result, copy: Path) -> None:
+    """Only root may give files away; who owns a file may give it to any group that they are in."""
+    if not hasattr(os, "chown"):
+        return
+    mode = copy.stat().st_mode & 0o7777
+    for owner, group in ((-1, status.st_gid), (status.st_uid, -1)):
         with contextlib.suppress(PermissionError):
-            os.chown(copy, stat.st_uid, stat.st_gid)
+            os.chown(copy, owner, group)
+    copy.chmod(mode)  # a change of owner clears set-user-ID bits
 
 
 def _sync_folder(folder: Path) -> None:
@@ -349,5 +458,8 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that can't flush a folder
+            raise
     finally:
         os.close(handle)

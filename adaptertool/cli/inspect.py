@@ -57,7 +57,7 @@ def command(
     token: Token = None,
 ) -> None:
     """What is in this checkpoint, and what is in it needlessly."""
-    from adaptertool.cli.output import ProgressBar, print_json, print_text
+    from adaptertool.cli.output import ProgressBar, print_json, print_pipeline, print_text
     from adaptertool.findings import SEVERITIES
     from adaptertool.operations.inspect import inspect
 
@@ -71,15 +71,18 @@ def command(
             token=token,
             progress=progress,
         )
+    grave = () if fail_on is FailOn.never else SEVERITIES[: SEVERITIES.index(fail_on.value) + 1]
+    exit_code = int(any(finding.severity in grave for finding in result.findings))
     if format is FindingsFormat.json:
         from adaptertool.report.json import inspection_document
 
         print_json(inspection_document(result))
-    else:
+    elif format is FindingsFormat.text:
         from adaptertool.report.text import inspection_text
 
         print_text(inspection_text(result))
-    if fail_on is not FailOn.never:
-        grave = SEVERITIES[: SEVERITIES.index(fail_on.value) + 1]
-        if any(finding.severity in grave for finding in result.findings):
-            raise typer.Exit(1)
+    else:
+        from adaptertool.report.pipeline import inspection_result
+
+        print_pipeline(inspection_result(result, exit_code), format)
+    raise typer.Exit(exit_code)

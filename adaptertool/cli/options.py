@@ -48,4 +48,5 @@ ForTorch = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Write the new checkpoint there.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the files of the checkpoint itself.")]
+Push = Annotated[bool, typer.Option("--push", help="Open a pull request on the Hub repo with the new files.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Verify and show what would be done; write nothing.")]

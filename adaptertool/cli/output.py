@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from adaptertool.cli.options import FindingsFormat
     from adaptertool.errors import AdapterToolError
+    from adaptertool.report.pipeline import PipelineResult
 
 BAR_AFTER = 1.0
 """Seconds after which work gets a progress bar."""
@@ -31,6 +33,22 @@ def print_text(renderable: RenderableType) -> None:
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def print_pipeline(result: PipelineResult, form: FindingsFormat) -> None:
+    """Print a result in one of the formats that pipelines read."""
+    if form.value == "sarif":
+        from adaptertool.report.sarif import sarif_document
+
+        print_json(sarif_document(result))
+    elif form.value == "junit":
+        from adaptertool.report.junit import junit_xml
+
+        sys.stdout.write(junit_xml(result))
+    else:
+        from adaptertool.report.github import github_annotations
+
+        sys.stdout.write(github_annotations(result))
 
 
 def print_error(error: AdapterToolError, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from adaptertool import __version__
+from adaptertool.checkpoint.bytes import os_error
 from adaptertool.cli import check_merge, explain, inspect, restore, slim
 from adaptertool.cli.output import print_error
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
@@ -83,20 +84,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(UsageError(message or "no command", hint="adaptertool --help"), as_json=as_json)
         return UsageError.exit_code
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; what is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = INTERRUPTED
+    except (BrokenPipeError, SystemExit):
+        # Whoever read the output has seen enough; what is still buffered goes nowhere. typer ends the process with 1 then,
+        # which would be a "no"; asked not to exit, it does so for nothing else.
+        _discard_output()
         return 0
     except MemoryError:
         print_error(NoSpaceError("not enough memory"), as_json=as_json)
         return NoSpaceError.exit_code
     except OSError as error:
-        print_error(UnsupportedError(str(error)), as_json=as_json)
-        return UnsupportedError.exit_code
+        where = error.filename2 or error.filename
+        # Without a name it is the output stream that fails, and a document can't be printed to it either.
+        problem = os_error(error, where or "the output", "use" if where else "write")
+        if where is None:
+            _discard_output()
+        print_error(problem, as_json=as_json and where is not None)
+        return problem.exit_code
     if code == INTERRUPTED:
-        print_error(UnsupportedError("interrupted; nothing was changed"), as_json=as_json)
+        hint = "Every checkpoint is whole; run it again."
+        print_error(UnsupportedError("interrupted", hint=hint), as_json=as_json)
     return int(code or 0)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
 
 
 def _asks_for_json(arguments: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adaptertool.cli.options import DryRun, Format, InPlace, Output, Revision, Subfolder, Target, Token
+from adaptertool.cli.options import DryRun, Format, InPlace, Output, Push, Revision, Subfolder, Target, Token
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -29,6 +29,7 @@ def command(
     target: Target,
     output: Output = None,
     in_place: InPlace = False,
+    push: Push = False,
     for_torch: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +67,7 @@ def command(
             target,
             output=output,
             in_place=in_place,
+            push=push,
             for_torch=for_torch,
             base=base,
             dtype=dtype.value if dtype else None,

@@ -8,7 +8,7 @@ from adaptertool.cli.options import Format
 from adaptertool.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
-    from adaptertool.operations.slim import Rewrite
+    from adaptertool.operations.rewrite import Rewrite
 
 
 def report(result: Rewrite, command: str, form: Format) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from adaptertool.cli.options import DryRun, Format, ForTorch, InPlace, Output, Revision, Subfolder, Target, Token
+from adaptertool.cli.options import DryRun, Format, ForTorch, InPlace, Output, Push, Revision, Subfolder, Target, Token
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -22,10 +22,17 @@ def command(
     target: Target,
     output: Output = None,
     in_place: InPlace = False,
+    push: Push = False,
     keep_one_copy: Annotated[
         bool, typer.Option("--keep-one-copy", help="Keep the pair that PEFT loads, and remove the further copies.")
     ] = False,
     for_torch: ForTorch = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="BASE", help="Prove from the base model's headers that PEFT draws these shapes."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing, and exit with 1 where there is something to do.")
@@ -52,8 +59,10 @@ def command(
             target,
             output=output,
             in_place=in_place,
+            push=push,
             keep_one_copy=keep_one_copy,
             for_torch=for_torch,
+            base=base,
             dry_run=dry_run or check,
             force=force,
             revision=revision,

@@ -74,6 +74,10 @@ class Projections(Protocol):
         """Whether they were trained: then nothing draws them, and all that can go are copies of one shared tensor."""
 
     @property
+    def shared(self) -> bool:
+        """Whether all layers share one of each kind, whose shape the base model's layers decide together."""
+
+    @property
     def needs_torch(self) -> bool:
         """Whether only torch itself can draw them."""
 

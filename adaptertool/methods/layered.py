@@ -34,6 +34,7 @@ class LayerProjections:
     flag_default: bool = True
     stripped_flag: bool | None = None
     trained: bool = False
+    shared: bool = False
     needs_torch: bool = False
 
     def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:

@@ -37,6 +37,7 @@ class RandLoraProjections:
     flag_default = True
     stripped_flag: bool | None = False
     trained = False
+    shared = True
     needs_torch = False
     kinds: tuple[str, ...] = ("randlora_A", "randlora_B")
 

@@ -43,6 +43,7 @@ class VeraProjections:
     flag_default: bool = True
     stripped_flag: bool | None = False
     trained: bool = False
+    shared: bool = True
     needs_torch: bool = False
 
     @property

@@ -202,9 +202,11 @@ def role_sizes(adapter: Adapter) -> tuple[RoleSize, ...]:
     weights = adapter.weights
     count: dict[Role, int] = {}
     size: dict[Role, int] = {}
-    for name, role in roles_of(adapter).items():
+    counted: set[str] = set()
+    for name, role in sorted(roles_of(adapter).items(), key=lambda item: ROLES.index(item[1])):
         count[role] = count.get(role, 0) + 1
-        own = weights.tensors[name].nbytes if weights.stored_as(name) == name else 0
+        own = weights.tensors[name].nbytes if weights.stored_as(name) not in counted else 0
+        counted.add(weights.stored_as(name))
         size[role] = size.get(role, 0) + own
     return tuple(RoleSize(role, count[role], size[role]) for role in ROLES if role in count)
 

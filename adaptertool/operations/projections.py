@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def examine(
         return report
     from adaptertool.projection.verify import Comparison, differing_copy, verify
 
-    comparison = Comparison(weights, level, progress.advance)
+    comparison = Comparison(weights, level, progress.advance, remote=adapter.folder.kind == "hub")
     progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in everything))
     shapes = {one.kind: tensors[one.canonical].shape for one in stored}
     known = None
@@ -218,15 +219,18 @@ def _examine_absent(
     known = loader()
     if known is None:
         return replace(report, reason="torch is not installed, so nothing says what will be drawn")
-    from adaptertool.projection.reproduce import why_not_reproduced
+    from adaptertool.projection.reproduce import can_be_sampled, too_large, why_not_reproduced
 
-    report = replace(report, verification=level)
     try:
         if rule.needs_torch and not torch_is_installed():
             return report
         basis = rule.basis(adapter.config, fingerprint.shapes, fingerprint.recipe.layout)
     except CannotDrawError as error:
-        return replace(report, reason=f"the config draws another basis than the one that was stripped: {error}")
+        reason = f"the config draws another basis than the one that was stripped: {error}"
+        return replace(report, verification=level, reason=reason)
+    if level == "sample" and too_large(basis) is None and not can_be_sampled(basis):
+        return report
+    report = replace(report, verification=level)
     return replace(report, reason=why_not_reproduced(fingerprint, basis, known, whole=level == "full"))
 
 
@@ -235,7 +239,7 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
     where = adapter.folder.location
     names = tuple(name for one in report.tensors for name in one.tensors)
     copies = tuple(name for one in report.tensors for name in one.copies)
-    slim = f"adaptertool slim {where} -o DIR"
+    slim = f"adaptertool slim {shlex.quote(where)} -o DIR"
     found: list[Finding] = []
 
     def find(code: str, message: str, tensors: tuple[str, ...], size: int | None, fix: str | None) -> None:
@@ -251,7 +255,13 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         fix = f"{slim} --keep-one-copy" if copies else None
         find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
     if report.verdict == "copies-differ":
-        find("ADP105", f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.", names, None, None)
+        find(
+            "ADP105",
+            f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.",
+            names,
+            None,
+            f"{slim} --keep-one-copy --force",
+        )
     elif copies and adapter.weights.format == "safetensors":
         size = report.bytes - report.one_copy_bytes
         what = "What layers share" if rule.trained else "One shared pair"
@@ -262,7 +272,9 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         message = f"{rule.flag} is false, so PEFT ignores the stored projections and draws " + (
             "the same ones." if same else "them from the seed." if report.verdict == "unverified" else "other ones."
         )
-        find("ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {where} -o DIR")
+        find(
+            "ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {shlex.quote(where)} -o DIR"
+        )
     return found
 
 
@@ -274,7 +286,9 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
         found.append(Finding("ADP106", message, fix=f'set "{rule.flag}": false in adapter_config.json'))
     if report.recipe is not None:
         if report.verification != "none" and report.reason is not None:
-            found.append(Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {where} -o DIR"))
+            found.append(
+                Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {shlex.quote(where)} -o DIR")
+            )
         return found
     if report.reason is not None or rule.depends_on_torch(adapter.config):
         known = _sentence(report.reason) + " " if report.reason else ""
@@ -283,7 +297,7 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
             f"{known}The projections are drawn again from seed {key} when the adapter is loaded; torch 2.12 or newer draws "
             "others than torch 2.11 or older, and nothing says which drew those that it was trained with."
         )
-        fix = f"adaptertool restore {where} --for-torch VERSION --base BASE -o DIR"
+        fix = f"adaptertool restore {shlex.quote(where)} --for-torch VERSION --base BASE -o DIR"
         found.append(Finding("ADP107", message, fix=fix))
     return found
 

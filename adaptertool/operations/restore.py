@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from adaptertool.checkpoint.writer import Change
 from adaptertool.errors import CorruptError, UnsupportedError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import examine, findings_about
-from adaptertool.operations.slim import Destination, Rewrite
+from adaptertool.operations.pull_request import pull_request_words
+from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
 from adaptertool.projection.loader import loader_for
@@ -31,15 +30,13 @@ if TYPE_CHECKING:
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.projection.recipe import Recipe
 
-MAX_ELEMENTS = 1 << 31
-"""The largest projection that is drawn on the word of a fingerprint: 8.6 GB in float32, more than any model asks for."""
-
 
 def restore(
     target: str | Path,
     *,
     output: str | Path | None = None,
     in_place: bool = False,
+    push: bool = False,
     for_torch: str | None = None,
     base: str | None = None,
     dtype: str | None = None,
@@ -60,6 +57,7 @@ def restore(
         target: A folder, a weights file, or a Hub repo; see `open_target`.
         output: The folder to write.
         in_place: Replace the files of the source.
+        push: Open a pull request on the Hub repo.
         for_torch: Without a fingerprint: the torch version that drew the projections that the adapter was trained with.
         base: Without a fingerprint: the base model, of which headers are read.
         dtype: Without a fingerprint, where the bits depend on it: the dtype in which the base is loaded.
@@ -76,9 +74,9 @@ def restore(
     if for_torch is not None:
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
-    destination = Destination(Path(output) if output else None, in_place, dry_run, force)
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
     destination.check(adapter)
-    result = _result(adapter, dry_run)
+    result = replace(unchanged(adapter), dry_run=dry_run)
     rule = method_of(adapter.config).projections
     if rule is None:
         return replace(result, reason=f"{adapter.config.peft_type} has no projections that are drawn from a seed")
@@ -88,6 +86,7 @@ def restore(
         return _set_flag(adapter, rule, report, result, destination, progress)
     try:
         recipe, shapes, digests = _what_to_draw(adapter, rule, for_torch, base, dtype, token)
+        rule.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
         tensors = _drawn(rule, recipe, shapes, digests)
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None
@@ -105,21 +104,15 @@ def restore(
         config_first=False,
         obsolete=(adapter.weights_name,) if pickled else (),
     )
-    where = destination.carry_out(adapter, change, progress)
-    return replace(
+    result = replace(
         result,
         action="restored",
-        output=where,
         bytes_after=weights.file_bytes,
         tensors_changed=len(tensors),
         bytes_changed=sum(tensor.nbytes for tensor in tensors),
         projections=replace(report, recipe=recipe, fingerprint=digests),
     )
-
-
-def _result(adapter: Adapter, dry_run: bool) -> Rewrite:
-    size = adapter.weights.file_bytes
-    return Rewrite(describe_target(adapter), dry_run, "nothing-to-do", None, None, size, size)
+    return destination.carry_out(adapter, change, result, pull_request_words, progress)
 
 
 def _set_flag(
@@ -134,9 +127,9 @@ def _set_flag(
     if report.flag or rule.flag is None:
         return replace(result, reason="the projections are in the file")
     change = Change(None, adapter.weights_name, adapter.config.with_value(rule.flag, True), config_first=True)
-    where = destination.carry_out(adapter, change, progress)
     reason = f"{rule.flag} was false, so that PEFT ignored the stored projections; now it loads them"
-    return replace(result, action="restored", reason=reason, output=where)
+    result = replace(result, action="restored", reason=reason)
+    return destination.carry_out(adapter, change, result, pull_request_words, progress)
 
 
 def _what_to_draw(
@@ -167,13 +160,15 @@ def _drawn(
     rule: Projections, recipe: Recipe, shapes: dict[str, tuple[int, ...]], digests: dict[str, str]
 ) -> list[NewTensor]:
     """Draw the projections, and hold them against their digests where there are any; `digests` gets those that are new."""
-    for kind, shape in shapes.items():
-        if math.prod(shape) > MAX_ELEMENTS:
-            raise UnsupportedError(f"{kind} would have {math.prod(shape):,} elements, more than any model asks for")
-    basis = rule.basis_of(recipe, shapes)
     from adaptertool.projection.dtypes import STORED_NAMES
-    from adaptertool.projection.reproduce import redrawn
+    from adaptertool.projection.recipe import drawable
+    from adaptertool.projection.reproduce import redrawn, too_large
 
+    basis = rule.basis_of(recipe, shapes)
+    if (large := too_large(basis)) is not None:
+        raise UnsupportedError(large)
+    if not drawable(basis, recipe.generation):
+        raise CannotDrawError(f"no torch draws a {basis.name} basis in {recipe.generated_dtype} like this")
     tensors = []
     for kind, bits, digest in redrawn(basis, recipe):
         if digests.setdefault(kind, digest) != digest:
@@ -188,7 +183,7 @@ def _drawn(
 
 def _stream_of(bits: NDArray[Any]) -> Callable[[], Iterator[memoryview]]:
     def stream() -> Iterator[memoryview]:
-        view = memoryview(bits.view("uint8"))
+        view = bits.view("uint8").data
         for begin in range(0, len(view), 1 << 20):
             yield view[begin : begin + (1 << 20)]
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adaptertool import __version__
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
-from adaptertool.checkpoint.writer import Change, check_in_place, check_output, replace_in_place, write_folder
-from adaptertool.errors import UsageError
+from adaptertool.checkpoint.writer import Change
 from adaptertool.methods import method_of
-from adaptertool.operations.inspect import TargetReport, describe_target
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about, rule_for
+from adaptertool.operations.pull_request import pull_request_words
+from adaptertool.operations.rewrite import Action, Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for
@@ -24,86 +27,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.findings import Finding
     from adaptertool.methods.base import Projections
-
-Action = Literal["stripped", "kept-one-copy", "restored", "nothing-to-do", "refused"]
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """The result of `slim` and of `restore`.
-
-    Attributes:
-        target: What was read.
-        dry_run: Whether nothing was written on request.
-        action: What was done, or would be.
-        reason: Why, where nothing was.
-        output: The folder that was written, or would be.
-        bytes_before: The length of the weights file.
-        bytes_after: The length of the new one; the same where nothing changes.
-        tensors_changed: How many tensors were removed, or added.
-        bytes_changed: How many bytes of tensors were.
-        pull_request: The address of the pull request that was opened.
-        projections: What was found out about the projections.
-        findings: What the user should know.
-        hint: What to do after a refusal.
-    """
-
-    target: TargetReport
-    dry_run: bool
-    action: Action
-    reason: str | None
-    output: str | None
-    bytes_before: int
-    bytes_after: int
-    tensors_changed: int = 0
-    bytes_changed: int = 0
-    pull_request: str | None = None
-    projections: ProjectionReport | None = None
-    findings: tuple[Finding, ...] = ()
-    hint: str | None = None
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where a rewritten checkpoint goes.
-
-    Attributes:
-        output: A folder, which gets all files of the source.
-        in_place: The source itself.
-        dry_run: Nowhere; only the plan is made.
-        force: Whether an existing output is overwritten.
-    """
-
-    output: Path | None = None
-    in_place: bool = False
-    dry_run: bool = False
-    force: bool = False
-
-    def check(self, adapter: Adapter) -> None:
-        """Refuse what can't be written, before any work is done.
-
-        Raises:
-            UsageError: there is no place, or more than one, or it can't be written to.
-        """
-        if self.output is not None and self.in_place:
-            raise UsageError("--output and --in-place contradict each other")
-        if self.output is None and not self.in_place and not self.dry_run:
-            raise UsageError("nothing says where to write", hint="Add -o DIR, --in-place or --dry-run.")
-        if self.output is not None:
-            check_output(adapter, self.output, force=self.force)
-        elif self.in_place:
-            check_in_place(adapter)
-
-    def carry_out(self, adapter: Adapter, change: Change, progress: Progress) -> str | None:
-        """Write the changed checkpoint, and say where."""
-        if self.dry_run:
-            return str(self.output) if self.output else None
-        progress.phase("writing", change.weights.file_bytes if change.weights else 0)
-        if self.output is not None:
-            write_folder(adapter, change, self.output, force=self.force, progress=progress.advance)
-            return str(self.output)
-        replace_in_place(adapter, change, progress.advance)
-        return adapter.folder.location
+    from adaptertool.projection.stored import Stored
 
 
 def slim(
@@ -111,8 +35,10 @@ def slim(
     *,
     output: str | Path | None = None,
     in_place: bool = False,
+    push: bool = False,
     keep_one_copy: bool = False,
     for_torch: str | None = None,
+    base: str | None = None,
     dry_run: bool = False,
     force: bool = False,
     revision: str | None = None,
@@ -126,8 +52,11 @@ def slim(
         target: A folder, a weights file, or a Hub repo; see `open_target`.
         output: The folder to write.
         in_place: Replace the files of the source.
+        push: Open a pull request on the Hub repo.
         keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
         for_torch: The torch version that will load the adapter; by default the installed one.
+        base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter. Without it a
+            second adapter's borrowed projections go unnoticed in a file that holds one pair.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
         revision: For a repo, the branch, tag or commit.
@@ -141,14 +70,49 @@ def slim(
     if for_torch is not None:
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
-    destination = Destination(Path(output) if output else None, in_place, dry_run, force)
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
     destination.check(adapter)
     rule = rule_for(adapter, method_of(adapter.config))
-    plan = _plan(adapter, rule, keep_one_copy=keep_one_copy, for_torch=for_torch, force=force, progress=progress)
+    proven = False
+    stored = rule.stored(adapter.weights.tensors, adapter.config) if rule is not None else ()
+    if base is not None and rule is not None and rule.shared and stored:
+        disproof = _disproof(adapter, rule, stored, base, token)
+        if disproof is not None and not keep_one_copy:
+            result = replace(unchanged(adapter), action="refused", dry_run=dry_run, reason=disproof)
+            return replace(result, hint=_one_copy_hint(adapter))
+        proven = disproof is None
+    plan = _plan(
+        adapter,
+        rule,
+        keep_one_copy=keep_one_copy,
+        for_torch=for_torch,
+        force=force,
+        shapes_proven=proven,
+        progress=progress,
+    )
     if plan.change is None:
         return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
-    where = destination.carry_out(adapter, plan.change, progress)
-    return replace(plan.result, target=describe_target(adapter), dry_run=dry_run, output=where)
+    return destination.carry_out(adapter, plan.change, plan.result, pull_request_words, progress)
+
+
+def _disproof(
+    adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
+) -> str | None:
+    """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
+    from adaptertool.operations.base_layers import layer_shapes
+
+    try:
+        due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
+    except CannotDrawError as error:
+        return str(error.args[0])
+    for one in stored:
+        shape = adapter.weights.tensors[one.canonical].shape
+        if shape != due[one.kind]:
+            return (
+                f"{one.canonical} has shape {shape}, and PEFT draws {due[one.kind]} for this adapter on {base}: the stored "
+                "one is shared with another adapter"
+            )
+    return None
 
 
 @dataclass(frozen=True)
@@ -164,10 +128,10 @@ def _plan(
     keep_one_copy: bool,
     for_torch: str | None,
     force: bool,
+    shapes_proven: bool,
     progress: Progress,
 ) -> _Plan:
-    size = adapter.weights.file_bytes
-    result = Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+    result = unchanged(adapter)
     if rule is None:
         reason = f"this {adapter.config.peft_type} adapter stores nothing that could be drawn again, and nothing twice"
         return _Plan(replace(result, reason=reason))
@@ -175,7 +139,7 @@ def _plan(
         report = examine(adapter, rule, "none", lambda: None)
         reason = "the file holds no projections"
         return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
-    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress)
+    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress, shapes_proven=shapes_proven)
     result = replace(result, projections=report, findings=_findings(adapter, report, rule))
     if keep_one_copy or rule.trained:
         return _plan_one_copy(adapter, report, result, force=force)
@@ -250,17 +214,19 @@ def _changed(
 
 def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Plan:
     if report.verdict == "unverified":
-        reason, hint = (
-            "nothing was verified, because torch is not installed",
-            f"{INSTALL_TORCH}, or name --for-torch VERSION.",
-        )
+        reason = f"torch is not installed, so nothing was verified: {INSTALL_TORCH}"
+        hint = "Or name the torch that will load the adapter with --for-torch VERSION."
     else:
         reason = report.reason or "the projections do not verify"
-        command = f"adaptertool slim {adapter.folder.location} --keep-one-copy -o DIR"
-        hint = f"{command} keeps what PEFT loads and removes the copies."
+        hint = _one_copy_hint(adapter)
         if report.verdict == "copies-differ" or report.copies < 2:
             hint = "Keep the file as it is."
     return _Plan(replace(result, action="refused", reason=reason, hint=hint))
+
+
+def _one_copy_hint(adapter: Adapter) -> str:
+    command = f"adaptertool slim {shlex.quote(adapter.folder.location)} --keep-one-copy -o DIR"
+    return f"{command} keeps what PEFT loads and removes the copies."
 
 
 def _without(adapter: Adapter, removed: set[str]) -> tuple[NewTensor, ...]:

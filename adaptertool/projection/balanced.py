@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptertool.projection.basis import FloatBasis, Generation
+from adaptertool.projection.basis import FloatBasis
 from adaptertool.projection.drawn import Drawn, Plain, Whole
+from adaptertool.projection.generation import Generation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,9 +15,9 @@ import numpy as np
 
 from adaptertool.projection.drawn import Drawn, Tabulated, cast_chains, code_values
 from adaptertool.projection.dtypes import FLOATS, from_bits, rounded
+from adaptertool.projection.generation import Generation, Sampler
 from adaptertool.projection.sampler import (
     CHUNK_WORDS,
-    Sampler,
     WordStream,
     ternary,
     uniform_16_bit,
@@ -26,21 +26,6 @@ from adaptertool.projection.sampler import (
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One way in which some torch draws a basis.
-
-    Attributes:
-        sampler: The generation of the CPU sampler; None for an installed torch whose sampler is none of the known ones.
-        fused_multiply_add: Whether its kernel fuses; None where that makes no difference.
-        dtype: The dtype in which it draws.
-    """
-
-    sampler: Sampler | None
-    fused_multiply_add: bool | None
-    dtype: str
 
 
 class Basis(Protocol):
@@ -116,6 +101,11 @@ def kaiming_bound(fan_in: int) -> float:
     return math.sqrt(3.0) * (gain / math.sqrt(fan_in))
 
 
+BLOCKS = 32
+"""Blocks of a basis that are drawn before they are put in place: one at a time would touch every cache line of it once for
+each block."""
+
+
 @dataclass(frozen=True)
 class RandLoraBasis(FloatBasis):
     """`randlora_A` (r, 1, smaller) and `randlora_B` (larger, bases, r), with bases = ceil(smaller / r).
@@ -175,10 +165,10 @@ class RandLoraBasis(FloatBasis):
             _fill_uniform(a, stream, self.smaller, generation)
             yield "randlora_A", _normalised_16_bit(a, generation.dtype)
             b = np.empty((self.larger, self.bases, self.rank), dtype=np.uint16)
-            block = np.empty(self.larger * self.rank, dtype=np.uint16)
-            for index in range(self.bases):
-                _fill_uniform(block, stream, self.rank, generation)
-                b[:, index, :] = block.reshape(self.larger, self.rank)
+            for begin in range(0, self.bases, BLOCKS):
+                blocks = np.empty((min(BLOCKS, self.bases - begin), self.larger, self.rank), dtype=np.uint16)
+                _fill_uniform(blocks.reshape(-1), stream, self.rank, generation)
+                b[:, begin : begin + BLOCKS] = blocks.transpose(1, 0, 2)
             yield "randlora_B", _normalised_16_bit(b.reshape(-1), generation.dtype)
             return
         for kind, shape in self.shapes.items():
@@ -197,11 +187,14 @@ class RandLoraBasis(FloatBasis):
             a = _kaiming(torch.empty((self.rank, 1, self.smaller), dtype=getattr(torch, dtype)), generator)
             yield "randlora_A", _torch_16_bit(a, dtype)
             b = torch.empty((self.larger, self.bases, self.rank), dtype=getattr(torch, dtype))
-            for index in range(self.bases):
-                # PEFT concatenates the blocks; filling them in spares the second copy.
-                b[:, index : index + 1] = _kaiming(
-                    torch.empty((self.larger, 1, self.rank), dtype=getattr(torch, dtype)), generator
-                )
+            for begin in range(0, self.bases, BLOCKS):
+                # PEFT concatenates all blocks at once; a few at a time spare the second copy of the basis.
+                shape = (self.larger, 1, self.rank)
+                blocks = [
+                    _kaiming(torch.empty(shape, dtype=getattr(torch, dtype)), generator)
+                    for _ in range(min(BLOCKS, self.bases - begin))
+                ]
+                torch.cat(blocks, dim=1, out=b[:, begin : begin + BLOCKS])
             yield "randlora_B", _torch_16_bit(b, dtype)
             return
         drawn = {kind: torch.rand(shape, generator=generator) for kind, shape in self.shapes.items()}

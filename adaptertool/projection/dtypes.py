@@ -10,20 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adaptertool.checkpoint.header import TORCH_DTYPES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 """The floating point dtypes that a projection can have."""
 
-DTYPE_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "I64": "int64",
-}
+DTYPE_NAMES = TORCH_DTYPES
 """safetensors' names -> torch's, for the dtypes that a projection can have."""
 
 STORED_NAMES = {name: stored for stored, name in DTYPE_NAMES.items()}
@@ -50,9 +45,9 @@ def to_bits(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         # Adding half of the dropped part, or a hair less where the kept part is even, carries where rounding is due.
-        return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(
-            np.uint16
-        )
+        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        result: NDArray[Any] = ((bits + half) >> np.uint32(16)).astype(np.uint16)
+        return result
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values.astype(dtype)).view(BIT_TYPES[dtype])
 
@@ -60,8 +55,9 @@ def to_bits(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 def from_bits(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     """The values that `bits` stand for: float64 for float64, float32 for narrower floats, else whole numbers."""
     if dtype == "bfloat16":
-        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    values: NDArray[Any] = np.ascontiguousarray(bits).view(dtype)
+        values: NDArray[Any] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return values
+    values = np.ascontiguousarray(bits).view(dtype)
     return values.astype(np.float32) if dtype == "float16" else values
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adaptertool.projection.dtypes import DTYPE_NAMES
+from adaptertool.checkpoint.header import TORCH_DTYPES
 from adaptertool.projection.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -94,8 +94,11 @@ class Fingerprint:
             tensors = {str(kind): _tensor(entry) for kind, entry in document["tensors"].items()}
             if not tensors:
                 raise ValueError("it names no tensors")
+            recipe = Recipe.from_json(document["recipe"])
+            if any(TORCH_DTYPES[tensor.dtype] != recipe.stored_dtype for tensor in tensors.values()):
+                raise ValueError("its recipe and its tensors name different dtypes")
             loads_with = tuple(str(sentence) for sentence in document.get("loads_with", ()))
-            return Fingerprint(Recipe.from_json(document["recipe"]), tensors, loads_with)
+            return Fingerprint(recipe, tensors, loads_with)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("it is incomplete") from error
 
@@ -105,7 +108,7 @@ def _tensor(entry: Mapping[str, object]) -> RemovedTensor:
     if (
         not isinstance(shape, list)
         or not all(type(dim) is int and 0 <= dim < 2**40 for dim in shape)
-        or dtype not in DTYPE_NAMES
+        or dtype not in TORCH_DTYPES
         or not isinstance(digest, str)
         or not re.fullmatch(r"[0-9a-f]{64}", digest)
     ):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.projection.basis import FloatBasis, Generation
+from adaptertool.projection.basis import FloatBasis
 from adaptertool.projection.drawn import Drawn, Plain
+from adaptertool.projection.generation import Generation
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adaptertool.projection.basis import FloatBasis, Generation
+from adaptertool.projection.basis import FloatBasis
 from adaptertool.projection.drawn import Drawn, Plain
+from adaptertool.projection.generation import Generation
 from adaptertool.projection.sampler import CHUNK_WORDS, WordStream, uniform_float32
 
 if TYPE_CHECKING:

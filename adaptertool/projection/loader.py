@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adaptertool.errors import UsageError
 
 if TYPE_CHECKING:
-    from adaptertool.projection.sampler import Sampler
+    from adaptertool.projection.generation import Sampler
 
 OLDEST = (2, 0)
 """The oldest torch whose drawing is known; PEFT 0.16, the first release read for this, asks for torch 1.13, RandLoRA for 2."""
@@ -152,7 +152,7 @@ def _has_bfloat16() -> bool:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if torch.backends.mps.is_available():
-        return torch.backends.mps.is_macos_or_newer(14, 0)
+        return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     return True

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adaptertool.projection.basis import Generation
 from adaptertool.projection.drawn import Drawn, Whole
+from adaptertool.projection.generation import Generation
 from adaptertool.projection.sampler import WordStream, permutation_head
 
 if TYPE_CHECKING:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.projection.basis import Generation
-from adaptertool.projection.dtypes import BIT_TYPES
+from adaptertool.checkpoint.header import TORCH_DTYPES
+from adaptertool.projection.generation import Generation, Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
-    from adaptertool.projection.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,16 @@ class Recipe:
             stored_dtype=document.get("stored_dtype"),  # type: ignore[arg-type]
             layout=layout,
         )
-        known = set(BIT_TYPES)
+        known = tuple(TORCH_DTYPES.values())
         if (
             type(recipe.key) is not int
+            or not -(2**63) <= recipe.key < 2**64
             or not isinstance(recipe.basis, str)
             or recipe.sampler not in ("torch<2.12", "torch>=2.12", "any", None)
             or recipe.fused_multiply_add not in (True, False, None)
             or recipe.generated_dtype not in known
             or not recipe.casts
-            or not known.issuperset(recipe.casts)
+            or any(dtype not in known for dtype in recipe.casts)
             or recipe.casts[-1] != recipe.stored_dtype
             or not isinstance(layout, dict)
         ):
@@ -107,6 +107,15 @@ def recipe_for(basis: Basis, generation: Generation, casts: tuple[str, ...]) -> 
     )
 
 
+def drawable(basis: Basis, generation: Generation) -> bool:
+    """Whether any known torch draws this basis this way."""
+    return any(
+        (known.sampler, known.dtype) == (generation.sampler, generation.dtype)
+        and generation.fused_multiply_add in (None, known.fused_multiply_add)
+        for known in basis.generations
+    )
+
+
 def draws(loader: Loader, generation: Generation) -> bool:
     """Whether PEFT with this torch draws this way."""
     return (
@@ -114,6 +123,23 @@ def draws(loader: Loader, generation: Generation) -> bool:
         and generation.sampler in ("any", loader.sampler)
         and generation.fused_multiply_add in (None, loader.fused_multiply_add)
     )
+
+
+def why_not(loader: Loader, generation: Generation) -> str:
+    """In what this torch differs from one that draws this way, in a sentence."""
+    differences = []
+    if generation.dtype not in (loader.dtype, "float32", "int64"):
+        differences.append(f"they were drawn in {generation.dtype}, and PEFT draws in {loader.dtype} here")
+    if generation.sampler not in ("any", loader.sampler):
+        version = {"torch<2.12": "torch 2.11 or older", "torch>=2.12": "torch 2.12 or newer"}.get(
+            str(generation.sampler)
+        )
+        differences.append(f"they were drawn by the sampler of {version or 'another torch'}")
+    if generation.fused_multiply_add not in (None, loader.fused_multiply_add):
+        differences.append(
+            f"they were drawn {'with' if generation.fused_multiply_add else 'without'} fused multiply-add"
+        )
+    return f"{loader.name} draws other projections from this config: {' and '.join(differences)}"
 
 
 def conditions(recipe: Recipe, base_dtypes: tuple[str, ...] | None) -> tuple[str, ...]:

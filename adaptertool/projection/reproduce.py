@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.projection.drawn import stored_bits
-from adaptertool.projection.recipe import draws
+from adaptertool.projection.recipe import drawable, draws, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +21,30 @@ if TYPE_CHECKING:
 SAMPLE_ELEMENTS = 4 << 20
 """Projections up to this many elements are drawn and hashed even where only a sample is asked for."""
 
+SAMPLE_FIRST_ELEMENTS = 64 << 20
+"""The largest projection that is drawn for a sample at all."""
+
+
+MAX_ELEMENTS = 1 << 31
+"""The largest projection that is drawn on the word of a fingerprint: 8.6 GB in float32, more than any model asks for."""
+
+
+def too_large(basis: Basis, most: int = MAX_ELEMENTS) -> str | None:
+    """Which projection of a basis has more elements than are drawn, in words; None where all can be."""
+    for kind, count in _sizes(basis):
+        if count > most:
+            return f"{kind} would have {count:,} elements, more than any model asks for"
+    return None
+
+
+def can_be_sampled(basis: Basis) -> bool:
+    """Whether the projection that is drawn first is small enough to draw it for a sample."""
+    return _sizes(basis)[0][1] <= SAMPLE_FIRST_ELEMENTS
+
 
 def sha256(bits: NDArray[Any]) -> str:
     """Of an array's bytes, in hexadecimal."""
-    return hashlib.sha256(memoryview(bits.view("uint8"))).hexdigest()  # type: ignore[arg-type]
+    return hashlib.sha256(bits.view("uint8").data).hexdigest()
 
 
 def redrawn(basis: Basis, recipe: Recipe) -> Iterator[tuple[str, NDArray[Any], str]]:
@@ -52,8 +72,12 @@ def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *
             f"the config draws a {basis.name} basis from seed {basis.key}, and the fingerprint is of a {recipe.basis} one "
             f"from seed {recipe.key}"
         )
+    if recipe.sampler is not None and not drawable(basis, recipe.generation):
+        return f"no torch draws a {basis.name} basis in {recipe.generated_dtype} with the sampler {recipe.sampler}"
+    if (large := too_large(basis)) is not None:
+        return large
     if not draws(loader, recipe.generation):
-        return f"{loader.name} draws other projections than those that were stripped from this file"
+        return why_not(loader, recipe.generation)
     drawing = basis.draw_with_torch(recipe.generated_dtype) if loader.installed else basis.draw(recipe.generation)
     for kind, projection in drawing:
         digest = sha256(stored_bits(projection, recipe.casts))

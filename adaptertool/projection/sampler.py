@@ -16,7 +16,7 @@ two with `ATEN_CPU_CAPABILITY=default`; about one bfloat16 element in 13,000 dif
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from adaptertool.projection.dtypes import rounded, to_bits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Sampler = Literal["torch<2.12", "torch>=2.12", "any"]
-"""A generation of the CPU sampler; `any` where all of them draw the same."""
+    from adaptertool.projection.generation import Sampler
 
 PRECISION_BITS = {"bfloat16": 8, "float16": 11}
 """Bits of a significand, the implicit one included."""
@@ -86,7 +85,8 @@ def ternary(words: NDArray[np.uint32], sparsity: float) -> NDArray[np.int8]:
     uniform = words & np.uint32(0xFFFFFF)
     low = np.float64(np.float32(1 / (2 * sparsity))) * 2**24
     high = np.float64(np.float32(1 - 1 / (2 * sparsity))) * 2**24
-    return (uniform > high).view(np.int8) - (uniform < low).view(np.int8)
+    signs: NDArray[np.int8] = (uniform > high).view(np.int8) - (uniform < low).view(np.int8)
+    return signs
 
 
 def uniform_float32(
@@ -102,7 +102,8 @@ def uniform_float32(
         exact = uniform.astype(np.float64)
         exact *= np.float64(span) * 2.0**-24
         exact += np.float64(low32)
-        return exact.astype(np.float32)
+        value: NDArray[np.float32] = exact.astype(np.float32)
+        return value
     value = uniform.astype(np.float32)
     value *= np.float32(2.0**-24)
     value *= span
@@ -134,7 +135,8 @@ def uniform_16_bit(
         bits = PRECISION_BITS[dtype]
         grid = np.arange(1 << bits, dtype=np.float32) * np.float32(2.0**-bits)
         table = to_bits(grid * (bounds[1] - bounds[0]) + bounds[0], dtype)
-        return table[words & np.uint32((1 << bits) - 1)]
+        chosen: NDArray[np.uint16] = table[words & np.uint32((1 << bits) - 1)]
+        return chosen
     drawn = to_bits(uniform_float32(words, low, high, fused_multiply_add=fused_multiply_add), dtype)
     low_bits, high_bits = to_bits(bounds, dtype)
     drawn[drawn == high_bits] = low_bits

@@ -7,21 +7,24 @@ does not grow with their number.
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from adaptertool.projection.basis import Generation
+from adaptertool.checkpoint.header import DTYPE_BITS
 from adaptertool.projection.drawn import Drawn, load_dtypes, stored_bits
-from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, FLOATS, from_bits
-from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for
+from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, from_bits
+from adaptertool.projection.generation import Generation
+from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.checkpoint.weights import Weights
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.loader import Loader
@@ -30,10 +33,19 @@ if TYPE_CHECKING:
 Level = Literal["none", "sample", "full"]
 Verdict = Literal["regenerable", "regenerable-elsewhere", "not-regenerable", "copies-differ", "unverified", "absent"]
 SAMPLE_WHOLE = 1 << 20
-"""Bytes up to which a sample compares a tensor as a whole."""
+"""Bytes up to which a sample compares a tensor on disk as a whole; of a larger one, three windows."""
 
 SAMPLE_WINDOW = 64 << 10
-"""Bytes that a sample compares at the start, the middle and the end of a larger tensor."""
+"""Bytes of each window, at the start, the middle and the end of a tensor."""
+
+REMOTE_WINDOW = 16 << 10
+"""The same for a tensor that is read over a network, which is compared as a whole up to three of them."""
+
+REMOTE_COPIES = 3
+"""How many of the copies of a projection a sample compares over a network: the first, the middle and the last one."""
+
+REMOTE_REQUESTS = 8
+"""Ranges that are read at the same time."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +55,21 @@ class Difference:
     Attributes:
         tensor: Its name.
         index: Where in the tensor.
-        stored: The value in the file.
+        stored: The value in the file; its bits in hexadecimal where the dtype is none that projections have.
         due: The value that it should have.
         among: How many of the elements that were compared with it differ; the comparison stops soon after the first.
     """
 
     tensor: str
     index: tuple[int, ...]
-    stored: float
-    due: float
+    stored: float | str
+    due: float | str
     among: int
 
     def __str__(self) -> str:
         """Tensor, element and both values."""
         where = ", ".join(str(number) for number in self.index)
-        return f"{self.tensor} differs first at element [{where}]: {self.stored!r} is stored, {self.due!r} is due"
+        return f"{self.tensor} differs first at element [{where}]: {self.stored} is stored, {self.due} is due"
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class _StoredReference:
 
     def __init__(self, weights: Weights, tensor: str) -> None:
         self._weights, self._tensor = weights, tensor
-        self._type = BIT_TYPES[DTYPE_NAMES[weights.tensors[tensor].dtype]]
+        self._type = _bit_type(weights.tensors[tensor].dtype)
         self._kept: tuple[tuple[int, int], NDArray[Any]] | None = None
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
@@ -141,27 +153,60 @@ class Comparison:
         weights: The file that holds them.
         level: How much is compared.
         progress: Told how many bytes of the file were compared since the last call.
+        remote: Whether each range that is read is a request over a network.
     """
 
     weights: Weights
     level: Level
     progress: Callable[[int], None] = lambda _: None
+    remote: bool = False
+    _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
 
     def extents(self, tensor: str) -> list[tuple[int, int]]:
-        """The elements to compare, as half-open ranges."""
+        """The elements to compare, as half-open ranges; bytes, where an element is less than one."""
         info = self.weights.tensors[tensor]
-        size = info.nbytes // info.numel if info.numel else 1
-        if self.level == "full" or info.nbytes <= SAMPLE_WHOLE:
-            return [(0, info.numel)]
-        window = SAMPLE_WINDOW // size
-        middle = (info.numel - window) // 2
-        return [(begin, begin + window) for begin in (0, middle, info.numel - window)]
+        size = np.dtype(_bit_type(info.dtype)).itemsize
+        count = info.nbytes // size
+        whole, window = (3 * REMOTE_WINDOW, REMOTE_WINDOW) if self.remote else (SAMPLE_WHOLE, SAMPLE_WINDOW)
+        if self.level == "full" or info.nbytes <= whole:
+            return [(0, count)]
+        window //= size
+        middle = (count - window) // 2
+        return [(begin, begin + window) for begin in (0, middle, count - window)]
 
     def bytes_of(self, tensor: str) -> int:
         """How many bytes of a tensor are compared."""
         info = self.weights.tensors[tensor]
-        size = info.nbytes // info.numel if info.numel else 0
+        size = np.dtype(_bit_type(info.dtype)).itemsize
         return size * sum(stop - start for start, stop in self.extents(tensor))
+
+    def chosen(self, copies: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the copies that are compared."""
+        if self.level == "full" or not self.remote or len(copies) <= REMOTE_COPIES:
+            return copies
+        return copies[0], copies[len(copies) // 2], copies[-1]
+
+    def prefetch(self, tensors: Iterable[str]) -> None:
+        """Read what a sample compares of these tensors, many ranges at a time."""
+        if self.level == "full" or not self.remote:
+            return
+        ranges = []
+        for tensor in tensors:
+            info = self.weights.tensors[tensor]
+            size = np.dtype(_bit_type(info.dtype)).itemsize
+            ranges += [(tensor, start * size, (stop - start) * size) for start, stop in self.extents(tensor)]
+        with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
+            for _ in pool.map(lambda one: self._pieces(*one), ranges):
+                pass
+
+    def _pieces(self, tensor: str, start: int, length: int) -> Iterable[memoryview]:
+        """A range of a stored tensor; what a sample reads over a network is kept, since it is compared many times."""
+        if self.level == "full" or not self.remote:
+            return self.weights.stream(tensor, start, length)
+        key = tensor, start, length
+        if key not in self._samples:
+            self._samples[key] = b"".join(bytes(piece) for piece in self.weights.stream(tensor, start, length))
+        return (memoryview(self._samples[key]),)
 
     def difference(self, tensor: str, reference: _Reference, digest: Any = None) -> Difference | None:
         """Compare a stored tensor with the bits that it should have.
@@ -176,29 +221,50 @@ class Comparison:
             due = reference.bits(start, stop)
             due_bytes = due.view(np.uint8)
             at = 0
-            for piece in self.weights.stream(tensor, start * due.itemsize, due_bytes.size):
+            for piece in self._pieces(tensor, start * due.itemsize, due_bytes.size):
                 stored = np.frombuffer(piece, dtype=np.uint8)
                 if digest is not None:
                     digest.update(piece)
-                wrong = np.flatnonzero(stored != due_bytes[at : at + stored.size])
-                if wrong.size:
+                expected = due_bytes[at : at + stored.size]
+                if not np.array_equal(stored, expected):
+                    wrong = np.flatnonzero(stored != expected)
                     elements = np.unique((wrong + at) // due.itemsize)
                     first = int(elements[0])
-                    dtype = DTYPE_NAMES[info.dtype]
                     stored_bytes = b"".join(
                         bytes(part)
                         for part in self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
                     )
                     return Difference(
                         tensor,
-                        tuple(int(number) for number in np.unravel_index(start + first, info.shape)),
-                        float(from_bits(np.frombuffer(stored_bytes, dtype=due.dtype), dtype)[0]),
-                        float(from_bits(due[first : first + 1], dtype)[0]),
+                        _position(start + first, info),
+                        _value(np.frombuffer(stored_bytes, dtype=due.dtype), info.dtype),
+                        _value(due[first : first + 1], info.dtype),
                         elements.size,
                     )
                 at += stored.size
                 self.progress(stored.size)
         return None
+
+
+def _bit_type(dtype: str) -> type[np.unsignedinteger[Any]]:
+    """The unsigned integer of an element's width; a byte where it is narrower."""
+    return {16: np.uint16, 32: np.uint32, 64: np.uint64}.get(DTYPE_BITS[dtype], np.uint8)
+
+
+def _value(bits: NDArray[Any], dtype: str) -> float | str:
+    """One element as people read it."""
+    return float(from_bits(bits, DTYPE_NAMES[dtype])[0]) if dtype in DTYPE_NAMES else hex(int(bits[0]))
+
+
+def _position(index: int, info: TensorInfo) -> tuple[int, ...]:
+    """Where in a tensor an element is; numpy can count only 64 dimensions."""
+    if DTYPE_BITS[info.dtype] < 8:
+        return (index,)
+    position: list[int] = []
+    for dim in reversed(info.shape):
+        index, along = divmod(index, dim)
+        position.append(along)
+    return tuple(reversed(position))
 
 
 def verify(
@@ -216,6 +282,7 @@ def verify(
         loader: The torch that will load the adapter.
     """
     level = comparison.level
+    comparison.prefetch(name for one in stored for name in (one.canonical, *comparison.chosen(one.copies)))
     match, nearest = _identify(comparison, stored, basis, loader)
     difference = differing_copy(comparison, stored, match.references if match else {})
     if match is None:
@@ -230,7 +297,7 @@ def verify(
     loads_with = (*conditions(recipe, load_dtypes(drawn, match.casts) if cast else None), *basis.requires)
     if draws(loader, recipe.generation):
         return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
-    reason = f"{loader.name} draws other projections from this config; these need: {loads_with[0]}"
+    reason = why_not(loader, recipe.generation)
     return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
 
 
@@ -251,11 +318,12 @@ def differing_copy(
     for one in stored:
         canonical = weights.tensors[one.canonical]
         reference: _Reference | None = (drawn or {}).get(one.kind)
+        chosen = comparison.chosen(one.copies)
         for copy in one.copies:
             info = weights.tensors[copy]
             if (info.dtype, info.shape) != (canonical.dtype, canonical.shape):
                 return f"{copy} is {info.dtype} {info.shape}, {one.canonical} {canonical.dtype} {canonical.shape}"
-            if weights.stored_as(copy) == weights.stored_as(one.canonical):
+            if copy not in chosen or weights.stored_as(copy) == weights.stored_as(one.canonical):
                 continue
             reference = reference or _StoredReference(weights, one.canonical)
             difference = comparison.difference(copy, reference)

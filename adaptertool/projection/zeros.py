@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptertool.projection.basis import FloatBasis, Generation
+from adaptertool.projection.basis import FloatBasis
 from adaptertool.projection.drawn import Drawn, Tabulated
+from adaptertool.projection.generation import Generation
 
 
 @dataclass(frozen=True)

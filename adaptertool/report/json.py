@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adaptertool.findings import Code, Finding
     from adaptertool.operations.inspect import AdapterReport, Inspection, TargetReport
     from adaptertool.operations.projections import ProjectionReport
-    from adaptertool.operations.slim import Rewrite
+    from adaptertool.operations.rewrite import Rewrite
 
 LISTED_TENSORS = 20
 """How many names a finding lists; its count tells how many there are."""

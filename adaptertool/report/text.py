@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from adaptertool.report.words import collapsed, plural, printable, shortened, size
+from adaptertool.words import collapsed, plural, printable, shortened, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adaptertool.findings import Code, Finding
     from adaptertool.operations.inspect import Inspection, RoleSize
     from adaptertool.operations.projections import ProjectionReport
-    from adaptertool.operations.slim import Rewrite
+    from adaptertool.operations.rewrite import Rewrite
 
 _ROLE_STYLES = {
     "trainable": "green",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from adaptertool.operations.slim import Rewrite
+    from adaptertool.operations.rewrite import Rewrite
     from tests.methods.written import Written
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import adaptertool
-from adaptertool.projection.basis import Generation
 from adaptertool.projection.drawn import stored_bits
+from adaptertool.projection.generation import Generation
 from adaptertool.projection.kaiming import KaimingPair
 from tests.methods.rewriting import (
     assert_refused,

@@ -18,7 +18,7 @@ def size(count: int) -> str:
         value /= 1000
         if value < 999.5:
             return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-    return f"{value:.0f} EB"
+    return f"{value / 1000:.3g} EB"
 
 
 def plural(count: int, noun: str) -> str:

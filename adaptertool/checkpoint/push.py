@@ -1,0 +1,214 @@
+"""New files for a Hub repo, offered as a pull request."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.bytes import os_error
+from adaptertool.checkpoint.hub_client import http_library, hub_session, transport_errors
+from adaptertool.errors import (
+    AdapterToolError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    UnauthorizedError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from adaptertool.checkpoint.hub import HubFolder
+
+ANSWER_SECONDS = 120.0
+"""How long the Hub may take to answer one request of a commit; huggingface_hub itself would wait for ever (2.4.0)."""
+
+
+def open_pull_request(
+    folder: HubFolder, files: Mapping[str, Path], *, title: str, description: str, deletes: Sequence[str] = ()
+) -> str | None:
+    """Open a pull request that puts these files into the folder, on top of the very commit that was read.
+
+    Args:
+        folder: Where they go: its repo, subfolder and commit. The pull request is against the branch that was named.
+        files: Files on disk, by their names in the folder. Large ones go through huggingface_hub's usual upload.
+        title: Of the pull request, one line.
+        description: Its text, Markdown.
+        deletes: Names of files in the folder that go.
+
+    Returns:
+        The address of the pull request; None where the repo holds all this already, and none was opened.
+
+    Raises:
+        UsageError: the revision is no branch.
+        UnauthorizedError: there is no token, or it may not do this.
+        NetworkError: the branch moved since it was read, or the Hub did not answer as it should.
+        UnsupportedError: the repo's .gitignore would drop one of the files.
+    """
+    client = folder.client
+    if client.offline:
+        raise OfflineError(
+            f"cannot open a pull request on {folder.repo_id}: huggingface_hub is in offline mode",
+            hint="Unset HF_HUB_OFFLINE.",
+        )
+    if client.token is None:
+        raise UnauthorizedError(
+            f"cannot open a pull request on {folder.repo_id} without a token", hint="Run `hf auth login`."
+        )
+    branch = folder.branch
+    if branch is not None and branch.startswith("refs/"):
+        raise _no_branch(branch)
+    # The Hub compares the files with the branch as it is now, and builds the commit on the parent that is named. Were
+    # they two commits, a file could be left out of the pull request as unchanged that is changed in its parent.
+    now = folder.current_commit()
+    if now != folder.revision:
+        raise NetworkError(
+            f"{branch or 'main'} of {folder.repo_id} is at commit {now[:10]}, and {folder.revision[:10]} was read",
+            hint="Run the command again on the branch as it is now.",
+        )
+    if not files and not deletes:
+        return None
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(endpoint=client.endpoint, token=client.token, library_name="adaptertool")
+    with _as_our_errors(folder), _patient_session(), _progress_on_terminals():
+        additions = [
+            CommitOperationAdd(path_in_repo=folder.path_in_repo(name), path_or_fileobj=path)
+            for name, path in sorted(files.items())
+        ]
+        deletions = [
+            CommitOperationDelete(path_in_repo=folder.path_in_repo(name), is_folder=False) for name in sorted(deletes)
+        ]
+        api.preupload_lfs_files(
+            folder.repo_id, additions, revision=branch, create_pr=True, free_memory=False, num_threads=2
+        )
+        for addition in additions:
+            # create_commit leaves such a file out and says so in a debug message only (2.4.0).
+            if getattr(addition, "_should_ignore", False):
+                raise UnsupportedError(
+                    f"the .gitignore of {folder.repo_id} keeps {addition.path_in_repo} out of a pull request",
+                    hint="Change the .gitignore in the repo first, or write with -o DIR and upload the files yourself.",
+                )
+        commit = api.create_commit(
+            folder.repo_id,
+            [*additions, *deletions],
+            commit_message=title,
+            commit_description=description,
+            revision=branch,
+            create_pr=True,
+            parent_commit=folder.revision,
+        )
+    return commit.pr_url
+
+
+def _no_branch(revision: str) -> UsageError:
+    return UsageError(
+        f"a pull request is opened against a branch, and {revision} is none",
+        hint="Name a branch, or no revision for the default one.",
+    )
+
+
+@contextmanager
+def _patient_session() -> Iterator[None]:
+    """Give the requests of a commit a time limit: of its own, huggingface_hub's client has none (2.4.0)."""
+    session = hub_session()
+    # Sessions of requests (huggingface_hub 0.x) take a limit with each request only.
+    if not hasattr(session, "timeout"):
+        yield
+        return
+    before = session.timeout
+    session.timeout = ANSWER_SECONDS
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+@contextmanager
+def _progress_on_terminals() -> Iterator[None]:
+    """Keep huggingface_hub's progress bars to terminals; with an upload it draws them everywhere (2.4.0)."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    # Where the environment decides, the functions only warn.
+    decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
+    if decided or are_progress_bars_disabled() or sys.stderr.isatty():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _as_our_errors(folder: HubFolder) -> Iterator[None]:
+    """Turn what huggingface_hub raises into errors of ours."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    unreachable = transport_errors(http_library(hub_session()))
+    # Uploads wrap what happened in a RuntimeError; the others are what an answer in the wrong form ends in (2.4.0).
+    wrong_form = (ValueError, KeyError, AttributeError, TypeError)
+    failures: tuple[type[BaseException], ...] = (OfflineModeIsEnabled, RuntimeError, *wrong_form, *unreachable)
+    try:
+        yield
+    except failures as error:
+        raise _as_ours(error, folder) from error
+
+
+def _as_ours(error: BaseException, folder: HubFolder) -> AdapterToolError:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause: BaseException = error
+    while not isinstance(cause, (HfHubHTTPError, OSError)) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    client, repo = folder.client, folder.repo_id
+    if isinstance(cause, HfHubHTTPError):
+        return _refusal(cause, folder)
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return os_error(cause, cause.filename)
+    return NetworkError(
+        f"could not open a pull request on {repo}: {client.redacted(str(cause) or type(cause).__name__)}",
+        hint="Check the repo's pull requests before trying again.",
+    )
+
+
+def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
+    client = folder.client
+    response = error.response
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    said = client.redacted(getattr(error, "server_message", None) or headers.get("x-error-message", ""))
+    if headers.get("x-error-code") == "RevisionNotFound":
+        return _no_branch(folder.branch or "main")
+    if response.status_code in (409, 412):
+        return NetworkError(
+            f"{folder.repo_id} changed while the pull request was prepared" + (f": {said}" if said else ""),
+            hint="Run the command again.",
+        )
+    if not client.is_endpoint(str(response.url)):
+        return NetworkError(
+            f"the storage server refused an upload to {folder.repo_id} with status {response.status_code}",
+            hint="Try again later.",
+        )
+    if response.status_code in (400, 403):
+        return UnauthorizedError(
+            f"the Hub refused a pull request on {folder.repo_id}" + (f": {said}" if said else ""),
+            hint="The token must be allowed to write discussions, and the repo must allow pull requests.",
+        )
+    failure = client.refusal(response.status_code, headers, folder.subject())
+    if isinstance(failure, NotFoundError):
+        # The repo was read a moment ago, so it is there.
+        return UnauthorizedError(
+            f"the token may not open a pull request on {folder.repo_id}",
+            hint=f"Check what it is allowed to do at {client.endpoint}/settings/tokens.",
+        )
+    return failure

@@ -1,0 +1,75 @@
+"""The layers that an adapter changes, from the names of its tensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from adaptertool.checkpoint.header import TensorInfo
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A layer and the adapter's tensors for it.
+
+    Attributes:
+        module: Its path in the live model.
+        tensors: By their name in the module, such as `lora_A.weight`.
+    """
+
+    module: str
+    tensors: Mapping[str, TensorInfo]
+
+
+def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> tuple[AdaptedLayer, ...]:
+    """The layers in the order of the model, as far as names tell.
+
+    Args:
+        tensors: The adapter's.
+        prefixes: What the method's tensors begin with, within their module.
+    """
+    layers: dict[str, dict[str, TensorInfo]] = {}
+    for tensor in tensors:
+        # PeftModel puts base_model.model. before the path; what stands right under base_model. is shared by all layers.
+        name = tensor.name.removeprefix("base_model.model.")
+        segments = name.split(".")
+        at = next((index for index, segment in enumerate(segments) if segment.startswith(prefixes)), 0)
+        if at == 0 or (at == 1 and segments[0] == "base_model"):
+            continue
+        leaf = ".".join(segments[at:])
+        # A layer with adapters on two of its parameters is wrapped twice.
+        while segments[at - 1] == "base_layer" and at > 1:
+            at -= 1
+        layers.setdefault(".".join(segments[:at]), {})[leaf] = tensor
+    return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural_order))
+
+
+def saved_without_weight(tensors: Iterable[str], modules_to_save: Iterable[str]) -> tuple[str, ...]:
+    """The saved modules that are made of several layers and have no weight of their own.
+
+    Args:
+        tensors: Names of the adapter's tensors.
+        modules_to_save: As in the adapter's config: module paths, or the ends of such.
+    """
+    names = [name.removeprefix("base_model.model.") for name in tensors]
+    wanted = tuple(modules_to_save)
+    saved: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        for at in range(1, len(parts)):
+            path = ".".join(parts[:at])
+            if any(path == end or path.endswith(f".{end}") for end in wanted):
+                saved[path] = None
+                break
+    return tuple(path for path in saved if f"{path}.weight" not in names)
+
+
+def natural_order(module: str) -> tuple[tuple[int, str], ...]:
+    """A sort key by which layer 10 comes after layer 2."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(module))

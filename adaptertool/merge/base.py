@@ -1,0 +1,164 @@
+"""The base model: its config, and its tensors from the index and from those shard headers that are needed."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.header import Header, TensorInfo, read_header
+from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from adaptertool.checkpoint.bytes import Bytes
+    from adaptertool.checkpoint.folder import Folder
+    from adaptertool.checkpoint.target import Target
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+MAX_JSON_BYTES = 256 << 20
+"""The index of a model with a million tensors takes about 100 MB; a longer file is not read."""
+
+THREADS = 8
+"""Files read at the same time: enough to hide a network's latency, few enough to be polite to a server."""
+
+
+class Base:
+    """A base model on disk or on the Hub, opened without reading its weights.
+
+    Attributes:
+        folder: Where it is.
+        config: Its `config.json`.
+        files: The weights file that each tensor stands in, by the tensor's name as stored.
+    """
+
+    def __init__(self, folder: Folder, config: Mapping[str, Any], files: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.config = config
+        self.files = files
+        self._headers: dict[str, tuple[Bytes, Header]] = {}
+
+    def load_headers(self, names: Iterable[str]) -> None:
+        """Read the headers of the files that hold these tensors, in parallel; a header is read once.
+
+        Raises:
+            NotFoundError: a shard of the index is missing.
+            CorruptError: a header breaks the format, or lacks a tensor that the index names.
+        """
+        missing = sorted({self.files[name] for name in names} - self._headers.keys())
+        if not missing:
+            return
+        with ThreadPoolExecutor(min(THREADS, len(missing))) as pool:
+            self._headers.update(zip(missing, pool.map(self._read_header, missing), strict=True))
+
+    def tensor(self, name: str) -> TensorInfo:
+        """One tensor's dtype, shape and place, from the header of its file.
+
+        Raises:
+            CorruptError: the index names a file that lacks the tensor.
+        """
+        self.load_headers((name,))
+        file, header = self._headers[self.files[name]]
+        if name not in header.tensors:
+            raise CorruptError(
+                f"{file.name} lacks {name}, which {INDEX} says is in it", hint="Download the base model again."
+            )
+        return header.tensors[name]
+
+    def read(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of these tensors and of nothing else, read in parallel."""
+        wanted = list(names)
+        self.load_headers(wanted)
+        if not wanted:
+            return {}
+        with ThreadPoolExecutor(min(THREADS, len(wanted))) as pool:
+            return dict(zip(wanted, pool.map(self._read_tensor, wanted), strict=True))
+
+    def _read_tensor(self, name: str) -> bytes:
+        info = self.tensor(name)
+        file, header = self._headers[self.files[name]]
+        return file.read(header.data_start + info.start, info.nbytes)
+
+    def _read_header(self, name: str) -> tuple[Bytes, Header]:
+        try:
+            file = self.folder.open(name)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{self.folder.location} is incomplete: {name}, which its index names, is missing",
+                hint="Finish the download of the base model.",
+            ) from error
+        return file, read_header(file)
+
+
+def open_base(target: Target) -> Base:
+    """Open a base model: its config, and the names of its tensors.
+
+    For a sharded model that is the index alone; the headers are read when a dtype, shape or byte range is asked for.
+
+    Raises:
+        NotFoundError: there is no `config.json`, or there are no weights.
+        UnsupportedError: the weights are pickles.
+        CorruptError: the config, the index or the header breaks its format.
+    """
+    folder = target.folder
+    names = folder.files()
+    if CONFIG not in names:
+        raise NotFoundError(f"{folder.location} is no base model: it has no {CONFIG}", hint=_what_it_is(names))
+    config = _read_json(folder, CONFIG)
+    weights = target.weights or next((name for name in (SINGLE, INDEX) if name in names), None)
+    if weights == INDEX:
+        return Base(folder, config, _weight_map(folder))
+    if weights is None or not weights.endswith(".safetensors"):
+        if weights is not None or any(name in names for name in PICKLES):
+            raise UnsupportedError(
+                f"{folder.location} holds pickled weights only, whose tensors can't be listed without loading them",
+                hint="Save the base as safetensors (save_pretrained does), or name a revision that holds safetensors.",
+            )
+        raise NotFoundError(
+            f"{folder.location} holds no base model weights: neither {SINGLE} nor {INDEX}", hint=_what_it_is(names)
+        )
+    base = Base(folder, config, {})
+    file = folder.open(weights)
+    header = read_header(file)
+    base.files = dict.fromkeys(header.tensors, weights)
+    base._headers[weights] = (file, header)
+    return base
+
+
+def _what_it_is(names: Iterable[str]) -> str:
+    if "adapter_config.json" in names:
+        return "It holds an adapter. Name the model that the adapter was trained on with --base."
+    found = [name for name in names if name.endswith((".json", ".safetensors", ".bin", ".gguf"))][:5]
+    return f"It holds {', '.join(found)}." if found else "Name the base model with --base."
+
+
+def _weight_map(folder: Folder) -> dict[str, str]:
+    name = f"{folder.location}/{INDEX}"
+    table = _read_json(folder, INDEX).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CorruptError(f"{name} has no weight_map", hint="Download the base model again.")
+    for file in table.values():
+        # Shards lie beside their index; a path could lead out of the folder.
+        if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            raise CorruptError(f"{name} names {file!r} as a shard", hint="Download the base model again.")
+    return table
+
+
+def _read_json(folder: Folder, name: str) -> dict[str, Any]:
+    file = folder.open(name)
+    if file.size > MAX_JSON_BYTES:
+        raise CorruptError(f"{file.name} is {file.size} bytes long, too long for what it should be")
+    content = file.read(0, file.size)
+    file.close()
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{file.name} is no valid JSON: {error}", hint="Download the base model again.") from error
+    if not isinstance(value, dict):
+        raise CorruptError(f"{file.name} is no JSON object", hint="Download the base model again.")
+    return value

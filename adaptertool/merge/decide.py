@@ -1,0 +1,279 @@
+"""Does the live base layer have a bias? What the file stores, held against what the code creates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from adaptertool.merge.resolve import Names, Resolution, is_quantized, modules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adaptertool.merge.base import Base
+    from adaptertool.merge.flags import CodeLayer, ModelCode
+    from adaptertool.merge.result import LayerType, Status
+
+QUANTIZATIONS_WITHOUT_MERGE = frozenset({"gptq", "awq", "aqlm", "eetq", "inc", "auto-round"})
+"""PEFT attaches layers of its own to these, which have no merge (`peft/tuners/lora/{gptq,awq,aqlm,eetq,inc}.py`)."""
+
+QUANTIZATIONS_WITH_MERGE = frozenset({"bitsandbytes", "bnb", "hqq"})
+"""PEFT dequantises, merges and quantises again."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A base layer as far as it is known without values.
+
+    Attributes:
+        module: Its path in the live model.
+        status: `ok` if it is there and has what is asked of it.
+        code: The finding that a status other than `ok` belongs to.
+        layer_type: What it is.
+        has_bias: Whether it has a bias in the live model.
+        stored: Its name in the file; None where it was not found there.
+        bias_stored: Whether the file holds its bias.
+        reason: Why the status is not `ok`, or what is odd about it.
+        flag: The config field that would create its bias.
+        contradiction: Whether the file contradicts the config, in a way that PEFT merges nevertheless.
+        not_in_file: Whether nothing but the missing tensors keeps it from being `ok`.
+    """
+
+    module: str
+    status: Status
+    code: str | None = None
+    layer_type: LayerType = "unknown"
+    has_bias: bool | None = None
+    stored: str | None = None
+    bias_stored: bool = False
+    reason: str | None = None
+    flag: str | None = None
+    contradiction: bool = False
+    not_in_file: bool = False
+
+
+class BaseLayers:
+    """The layers of a base model, asked by their live module paths.
+
+    Args:
+        base: Its files.
+        code: Its code and config.
+        renamed: Live module path -> module in the file, where the model itself was asked how it loads the file.
+    """
+
+    def __init__(self, base: Base, code: ModelCode, renamed: Mapping[str, str] | None = None) -> None:
+        self.base = base
+        self.code = code
+        self.modules = modules_of(base.files)
+        self._names = Names(self.modules, code.wrappers, code.leading)
+        self._renamed = renamed or {}
+        method = base.config.get("quantization_config")
+        self.quantization = str(method.get("quant_method", "unknown")) if isinstance(method, dict) else None
+
+    def needs_bias(self, module: str, *, linear_only: bool, live: CodeLayer | None = None) -> Layer:
+        """Whether a bias can be merged into the layer.
+
+        Args:
+            module: Its path in the live model.
+            linear_only: Whether the method attaches to `nn.Linear` only.
+            live: What the built model says of it, where it was built.
+        """
+        code = live or self.code.layer(module)
+        found = self._find(module)
+        layer = self._known(module, found, code)
+        if (unsupported := self._unsupported(layer, code, linear_only=linear_only)) is not None:
+            return unsupported
+        created = code.bias if code is not None else None
+        if created is False:
+            return self._without_bias(layer, code)
+        if created is True:
+            return self._with_bias(layer, found, code)
+        return self._by_file(layer, found)
+
+    def needs_weight(self, module: str, live: CodeLayer | None = None) -> Layer:
+        """Whether the layer is there and its weight can be merged into."""
+        code = live or self.code.layer(module)
+        found = self._find(module)
+        layer = self._known(module, found, code)
+        if (unsupported := self._unsupported(layer, code, linear_only=False)) is not None:
+            return unsupported
+        has_bias = code.bias if code is not None else (layer.bias_stored if found.module else None)
+        layer = replace(layer, has_bias=has_bias, status="ok")
+        if found.module is not None and (code is not None or not self.code.known):
+            return layer
+        if code is not None and (code.kind == "experts" or self._is_tied_head(module)):
+            # Fused experts stand in the file one by one or under other names; a tied head is stored as the embedding.
+            return layer
+        return self._unresolved(layer, found)
+
+    def _find(self, module: str) -> Resolution:
+        if module in self._renamed:
+            return Resolution("exact", self._renamed[module])
+        found = self._names.find(module)
+        if found.how == "missing" and f"{module}.weight" in self.modules:
+            # A parametrised weight, such as weight norm's.
+            return Resolution("exact", f"{module}.weight")
+        return found
+
+    def _known(self, module: str, found: Resolution, code: CodeLayer | None) -> Layer:
+        leaves = self.modules.get(found.module or "", frozenset())
+        layer_type: LayerType = "unknown"
+        if is_quantized(leaves):
+            layer_type = "quantized"
+        elif code is not None:
+            layer_type = "unknown" if code.kind == "conv" else code.kind
+        elif ".experts." in f".{module}.":
+            layer_type = "experts"
+        return Layer(
+            module,
+            "unknown",
+            layer_type=layer_type,
+            stored=found.module,
+            bias_stored="bias" in leaves,
+            flag=code.flag if code is not None else None,
+        )
+
+    def _unsupported(self, layer: Layer, code: CodeLayer | None, *, linear_only: bool) -> Layer | None:
+        if layer.layer_type == "quantized":
+            method = self.quantization or "an unnamed quantisation"
+            if method in QUANTIZATIONS_WITHOUT_MERGE:
+                return replace(
+                    layer,
+                    status="blocked",
+                    code="ADP207",
+                    reason=f"the base is quantised with {method}, which has no merge",
+                )
+            if method not in QUANTIZATIONS_WITH_MERGE:
+                return replace(
+                    layer,
+                    reason=f"the base layer is quantised with {method}, and whether PEFT merges into that is not known",
+                )
+        kind = code.kind if code is not None else None
+        if linear_only and kind in ("conv1d", "embedding", "experts", "conv"):
+            names = {
+                "conv1d": "a Conv1D",
+                "embedding": "an embedding",
+                "experts": "fused experts",
+                "conv": "a convolution",
+            }
+            return replace(
+                layer,
+                status="blocked",
+                code="ADP207",
+                reason=f"the base layer is {names[kind]}, and the method attaches to nn.Linear only",
+            )
+        if kind is None and layer.layer_type == "experts" and self.code.known:
+            return replace(
+                layer,
+                reason="it is one expert of a mixture; transformers 5 fuses experts into one module, in which it is no layer "
+                "of its own",
+            )
+        return None
+
+    def _without_bias(self, layer: Layer, code: CodeLayer | None) -> Layer:
+        if layer.bias_stored:
+            because = (
+                f"{code.flag} is {_json(bool(code.turned))}" if code and code.flag else "the model's code has none"
+            )
+            reason = f"the base stores a bias, but {because}: it is loaded without, and PEFT finds none to merge into"
+        else:
+            reason = "the base layer has no bias"
+        return replace(layer, status="blocked", code="ADP201", has_bias=False, reason=reason)
+
+    def _with_bias(self, layer: Layer, found: Resolution, code: CodeLayer | None) -> Layer:
+        if layer.bias_stored:
+            return replace(layer, status="ok", has_bias=True)
+        if found.module is not None:
+            because = f"{code.flag} is {_json(not code.turned)}" if code and code.flag else "the model's code has one"
+            return replace(
+                layer,
+                status="ok",
+                has_bias=True,
+                contradiction=True,
+                reason=f"the base stores no bias, but {because}: it is created as zeros at loading, and PEFT merges into that",
+            )
+        return self._unresolved(replace(layer, has_bias=True), found)
+
+    def _by_file(self, layer: Layer, found: Resolution) -> Layer:
+        if found.module is None:
+            return self._unresolved(layer, found)
+        if self.code.known:
+            return replace(
+                layer, reason="the model's code, as far as it is known, does not say whether this layer has a bias"
+            )
+        against = [
+            flag
+            for flag, value in self.code.bias_flags()
+            if value is not layer.bias_stored and _speaks_of(flag, layer.module)
+        ]
+        if against:
+            says, holds = _json(not layer.bias_stored), "a" if layer.bias_stored else "no"
+            return replace(
+                layer, reason=f"the base stores {holds} bias and its config says {against[0]}: {says}; its code decides"
+            )
+        if layer.bias_stored:
+            return replace(layer, status="ok", has_bias=True)
+        return replace(layer, status="blocked", code="ADP201", has_bias=False, reason="the base layer has no bias")
+
+    def _unresolved(self, layer: Layer, found: Resolution) -> Layer:
+        if found.how == "ambiguous":
+            return replace(
+                layer,
+                reason=f"{len(found.candidates)} layers of the base's file could be it, such as {found.candidates[0]} and "
+                f"{found.candidates[1]}",
+            )
+        if found.module is not None:
+            return replace(
+                layer, reason="the base's file has such a layer, and the model's code, as far as it is known, none"
+            )
+        if self._certainly_missing(layer.module):
+            return replace(layer, status="blocked", code="ADP202", reason="the base model has no such layer")
+        return replace(
+            layer, not_in_file=True, reason="no tensor in the base's file could be identified as this layer's"
+        )
+
+    def _certainly_missing(self, module: str) -> bool:
+        """Whether the base can't have it: other layers of the same stack are there, or no layer has that name at all."""
+        leaf = module.rpartition(".")[2]
+        if not any(name.rpartition(".")[2] == leaf for name in self.modules):
+            # Code that is known can fuse or split layers at loading, so that the file's names say nothing of them.
+            return self.code.known and self.code.layer(module) is None
+        parts = module.split(".")
+        numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
+        if not numbers:
+            return False
+        head, tail = parts[: numbers[0]], parts[numbers[0] + 1 :]
+        siblings = (".".join([*head, str(number), *tail]) for number in range(int(parts[numbers[0]])))
+        return any(self._names.find(sibling).module for sibling in siblings)
+
+    def _is_tied_head(self, module: str) -> bool:
+        return bool(self.code.tied) and module.rpartition(".")[2] in (
+            "lm_head",
+            "embed_out",
+            "decoder",
+            "output_projection",
+        )
+
+
+_TOPICS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv", "query", "key", "value"),
+    "attn": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv", "query", "key", "value"),
+    "qkv": ("attn", "attention", "q_proj", "k_proj", "v_proj", "qkv", "query", "key", "value"),
+    "mlp": ("mlp", "ffn", "feed_forward", "fc", "gate", "up_proj", "down_proj", "dense", "w1", "w2", "w3"),
+    "conv": ("conv",),
+    "proj_bias": ("proj",),
+    "projector": ("projector",),
+    "norm": ("norm",),
+    "head": ("head",),
+}
+
+
+def _speaks_of(flag: str, module: str) -> bool:
+    """Whether a flag of code that is not known may be about this module: it is unless its name is about other layers."""
+    name, path = flag.rpartition(".")[2].lower(), module.lower()
+    topics = [hints for topic, hints in _TOPICS.items() if topic in name]
+    return not topics or any(hint in path for hints in topics for hint in hints)
+
+
+def _json(value: bool) -> Literal["true", "false"]:
+    return "true" if value else "false"

@@ -1,0 +1,87 @@
+"""Adding a bias update as PEFT adds it, bit for bit, and how much of it arrives.
+
+PEFT computes `base.bias + update` where the update is float32 (`autocast_adapter_dtype`, the default, makes 16-bit adapter
+weights float32) and the bias has the base's dtype; the sum is float32 and is rounded once, to the base's dtype
+(`peft/tuners/beft/layer.py`, `peft/tuners/lora/layer.py`). For a float64 base everything is float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits, rounded, to_bits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class BiasMerge:
+    """The outcome for one layer.
+
+    Attributes:
+        merged: The bits of the merged bias in the dtype of the merge, as unsigned integers.
+        update_norm: Euclidean length of the update.
+        bias_norm: Euclidean length of the base bias in the dtype of the merge.
+        rounding_loss: Length of what rounding took from the update over the length of the update; None where that is 0.
+        finite: Whether every merged value is finite.
+        noticed: Whether `safe_merge=True` raises where they are not. It looks at the sum before it is rounded, so that an
+            overflow of the base's dtype passes.
+    """
+
+    merged: NDArray[Any]
+    update_norm: float
+    bias_norm: float
+    rounding_loss: float | None
+    finite: bool
+    noticed: bool
+
+
+def values_of(content: bytes, dtype: str) -> NDArray[Any]:
+    """A tensor's values, flat: float64 for F64, else float32.
+
+    Args:
+        content: Its bytes as a safetensors file stores them.
+        dtype: A key of `DTYPE_NAMES`.
+    """
+    name = DTYPE_NAMES[dtype]
+    return from_bits(np.frombuffer(content, dtype=BIT_TYPES[name]), name)
+
+
+def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dtype: str) -> BiasMerge:
+    """Merge an update into a bias.
+
+    Args:
+        bias: The base bias as stored, of shape (out_features,); None for zeros, which is what a bias is created as.
+        update: The adapter's tensor as stored, of shape (out_features,).
+        scale: What the method multiplies it by.
+        dtype: The dtype in which the base is loaded, a key of `BIT_TYPES`.
+    """
+    work: type[np.floating[Any]] = np.float64 if dtype == "float64" else np.float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        base = np.zeros(update.shape, work) if bias is None else rounded(bias, dtype).astype(work)
+        scaled = update.astype(work) if scale == 1 else update.astype(work) * work(scale)
+        total = base + scaled
+        merged = to_bits(total, dtype)
+        arrived = from_bits(merged, dtype).astype(np.float64)
+        wide = scaled.astype(np.float64)
+        lost = arrived - base.astype(np.float64) - wide
+    update_norm = _norm(wide)
+    loss = _norm(lost) / update_norm if update_norm and np.isfinite(update_norm) else None
+    finite = bool(np.isfinite(arrived).all())
+    return BiasMerge(
+        merged,
+        update_norm,
+        _norm(base.astype(np.float64)),
+        loss if loss is None or np.isfinite(loss) else None,
+        finite,
+        not bool(np.isfinite(total).all()),
+    )
+
+
+def _norm(values: NDArray[Any]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(np.sum(values * values)))

@@ -1,0 +1,169 @@
+"""Ask the model itself: build it on the meta device, without weights, and look at the layers.
+
+Only where headers and the table can't decide, and transformers is installed. Takes seconds. Code that comes with a checkpoint
+(`trust_remote_code`) is never run: a model type that transformers does not know stays unknown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.merge.flags import CodeLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+    from transformers import PreTrainedModel
+
+    from adaptertool.merge.flags import Kind
+
+_TASK_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+# What constructors raise for configs that they can't be built from, and for packages that are missing.
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """What the built model says.
+
+    Attributes:
+        layers: The layers that were asked for and are there, by module path.
+        renamed: Where the file stores them: module path -> module in the file, as transformers itself renames at loading.
+        name: The model's class.
+    """
+
+    layers: Mapping[str, CodeLayer]
+    renamed: Mapping[str, str]
+    name: str
+
+
+def build_live_model(
+    config: Mapping[str, Any], task_type: str | None, modules: Sequence[str], stored: Iterable[str]
+) -> LiveModel | None:
+    """Build the class that the adapter was trained on, and ask it.
+
+    Args:
+        config: The base model's `config.json`.
+        task_type: As in the adapter's config.
+        modules: Module paths that the adapter changes. The class in which most of them exist is the one.
+        stored: Names of the tensors in the base's files.
+
+    Returns:
+        None where transformers is not installed, does not know the model type, or can't build it.
+    """
+    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
+        return None
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return None
+    best: PreTrainedModel | None = None
+    best_count = 0
+    try:
+        parsed = CONFIG_MAPPING[model_type].from_dict(dict(config))
+    except _BUILD_ERRORS:
+        return None
+    for name in _class_names(config, task_type):
+        model = _build(name, parsed)
+        if model is None:
+            continue
+        tree = {path for path, _ in model.named_modules()}
+        count = sum(module in tree for module in modules)
+        if count > best_count:
+            best, best_count = model, count
+        if count == len(modules):
+            break
+    if best is None:
+        return None
+    wanted = set(modules)
+    layers = {path: _layer(module) for path, module in best.named_modules() if path in wanted}
+    return LiveModel(layers, _renamed(best, wanted, stored), type(best).__name__)
+
+
+def _class_names(config: Mapping[str, Any], task_type: str | None) -> list[str]:
+    architectures = config.get("architectures")
+    names = [_TASK_CLASSES.get(task_type or "", "")]
+    if isinstance(architectures, list):
+        names.extend(name for name in architectures if isinstance(name, str))
+    return list(dict.fromkeys(name for name in [*names, "AutoModelForImageTextToText", "AutoModel"] if name))
+
+
+def _build(name: str, config: Any) -> PreTrainedModel | None:
+    import torch
+    import transformers
+
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        return None
+    make = (
+        model_class.from_config if hasattr(model_class, "from_config") else getattr(model_class, "_from_config", None)
+    )
+    if make is None:
+        return None
+    try:
+        with torch.device("meta"):
+            model = make(config)
+    except _BUILD_ERRORS:
+        return None
+    return model if isinstance(model, transformers.PreTrainedModel) else None
+
+
+def _layer(module: torch.nn.Module) -> CodeLayer:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kind: Kind = "unknown"
+    if isinstance(module, torch.nn.Linear):
+        kind = "linear"
+    elif isinstance(module, Conv1D):
+        kind = "conv1d"
+    elif isinstance(module, torch.nn.Embedding):
+        kind = "embedding"
+    elif isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)):
+        kind = "conv"
+    elif any(parameter.ndim == 3 for _, parameter in module.named_parameters(recurse=False)):
+        kind = "experts"
+    return CodeLayer(kind, getattr(module, "bias", None) is not None)
+
+
+def _renamed(model: PreTrainedModel, modules: set[str], stored: Iterable[str]) -> dict[str, str]:
+    """The file's modules under the names that transformers gives them at loading; empty before transformers 5."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError:
+        return {}
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    state = model.state_dict()
+    renamed: dict[str, str] = {}
+    for name in stored:
+        live, converted = rename_source_key(name, renamings, converters, getattr(model, "base_model_prefix", ""), state)
+        module, _, leaf = live.rpartition(".")
+        if converted is None and module in modules and leaf == name.rpartition(".")[2]:
+            renamed[module] = name.rpartition(".")[0]
+    return renamed

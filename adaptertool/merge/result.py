@@ -1,0 +1,140 @@
+"""What a dry run of a merge found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.findings import Finding
+
+Status = Literal["ok", "blocked", "lossy", "unknown"]
+Verdict = Literal["mergeable", "not-mergeable", "lossy", "unknown"]
+LayerType = Literal["linear", "conv1d", "embedding", "experts", "quantized", "unknown"]
+
+EXIT_CODES: dict[Verdict, int] = {"mergeable": 0, "not-mergeable": 1, "lossy": 1, "unknown": 3}
+"""The exit code that each verdict ends with."""
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer that the adapter changes.
+
+    Attributes:
+        module: Its path in the live model.
+        status: `ok`, `blocked` (PEFT raises, or what comes out is broken), `lossy`, or `unknown`.
+        code: The finding that it belongs to, if any.
+        layer_type: What the base layer is.
+        has_bias: Whether the live base layer has a bias; None where that is not known.
+        update_norm: Euclidean length of what the merge adds to the bias; None where it adds nothing or was not read.
+        bias_norm: Euclidean length of the base bias, in the dtype of the merge.
+        rounding_loss: Length of the part of the update that rounding takes away, over the length of the update: 0 where
+            all of it arrives, 1 where nothing does. None where there is no update.
+        reason: Why it is not `ok`, as a sentence without the module's name; the same for layers with the same reason.
+        base_tensor: The base tensor that the answer rests on, if any.
+    """
+
+    module: str
+    status: Status
+    code: str | None = None
+    layer_type: LayerType = "unknown"
+    has_bias: bool | None = None
+    update_norm: float | None = None
+    bias_norm: float | None = None
+    rounding_loss: float | None = None
+    reason: str | None = None
+    base_tensor: str | None = None
+
+
+@dataclass(frozen=True)
+class BaseReport:
+    """Where the base model was read from.
+
+    Attributes:
+        location: A path, or `org/name`.
+        kind: On disk or on the Hub.
+        revision: The commit that was read, on the Hub.
+        source: Whether headers and config answered, or the model was built.
+        requests: HTTP requests made; None on disk.
+        bytes_read: Bytes read.
+        model_type: As its config says.
+    """
+
+    location: str
+    kind: Literal["local", "hub"]
+    revision: str | None
+    source: Literal["headers", "model"]
+    requests: int | None
+    bytes_read: int
+    model_type: str | None
+
+
+@dataclass(frozen=True)
+class WayOut:
+    """What can be done about layers without a bias.
+
+    Attributes:
+        flag: The base config field that creates the missing biases; None where there is none.
+        value: What it must be set to.
+        other_biases: The other biases that it creates, which would be zero, as patterns with `#` for layer numbers.
+        biased_layers: Linear layers of this base that have a bias, as patterns; what could be trained instead.
+        text: The same in sentences.
+    """
+
+    flag: str | None
+    value: bool | None
+    other_biases: tuple[str, ...]
+    biased_layers: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Whether an adapter would merge into its base.
+
+    Attributes:
+        adapter: The adapter, as it was opened.
+        base: Where the base was read from; None where it was not needed, because the method has no merge.
+        dtype: The dtype that the merge was tried in; None where no values were added.
+        threshold: The `rounding_loss` above which a layer counts as lossy.
+        layers: Every layer that the adapter changes, in the order of its file.
+        findings: What was found, one for each reason.
+        ways_out: What can be done about missing biases; empty where none are missing.
+        note: What else there is to say, in a sentence: a method that was not looked into, an update that is all zero.
+    """
+
+    adapter: Adapter
+    base: BaseReport | None
+    dtype: str | None
+    threshold: float
+    layers: tuple[LayerResult, ...]
+    findings: tuple[Finding, ...]
+    ways_out: tuple[WayOut, ...] = ()
+    note: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """One blocked layer makes the whole not mergeable; else one unknown layer makes it unknown."""
+        if any(finding.severity == "error" and finding.code != HAZARD for finding in self.findings):
+            return "not-mergeable"
+        statuses = {layer.status for layer in self.layers}
+        if "blocked" in statuses:
+            return "not-mergeable"
+        if "unknown" in statuses:
+            return "unknown"
+        if "lossy" in statuses or any(finding.code == HAZARD for finding in self.findings):
+            return "lossy"
+        return "mergeable" if statuses else "unknown"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line."""
+        return EXIT_CODES[self.verdict]
+
+
+CONTRADICTION = "ADP208"
+"""The finding for a file that contradicts its config, where PEFT merges nevertheless."""
+
+HAZARD = "ADP209"
+"""The finding for a merge that raises nothing and gives something else than the adapter."""

@@ -1,0 +1,244 @@
+"""The dry run over all layers: shapes, values, what rounding takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.merge.result import HAZARD, LayerResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.adapted import AdaptedLayer
+    from adaptertool.merge.base import Base
+    from adaptertool.merge.decide import Layer
+    from adaptertool.methods.merge_rules import BiasUpdate, MergeRule
+
+REMOTE_SCAN_BYTES = 64 << 20
+"""How much of what is added to weights is looked through for NaN and infinity, over the network."""
+
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
+
+
+class Trial:
+    """A merge that is tried without a model.
+
+    Args:
+        adapter: The adapter.
+        base: The base model.
+        rule: What the adapter's method needs.
+        dtype: The dtype in which the base is loaded; None for that of each stored bias.
+        threshold: The `rounding_loss` above which a layer is lossy.
+        tied: Whether input and output embeddings are one tensor.
+    """
+
+    def __init__(
+        self, adapter: Adapter, base: Base, rule: MergeRule, dtype: str | None, threshold: float, *, tied: bool
+    ) -> None:
+        self.adapter = adapter
+        self.base = base
+        self.rule = rule
+        self.dtype = dtype
+        self.threshold = threshold
+        self.tied = tied
+        self.dtypes: set[str] = set()
+        self._hazard = rule.hazard(adapter.config.fields)
+        self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
+
+    def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
+        """Try every layer that is `ok` so far; the others are taken as they are."""
+        found = [(adapted, layer, self._update(adapted)) for adapted, layer in pairs]
+        going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
+        self.base.load_headers(
+            name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
+        )
+        checked = [
+            (adapted, self._check_shape(adapted, layer, update) if layer.status == "ok" else layer, update)
+            for adapted, layer, update in found
+        ]
+        biases = self.base.read(
+            f"{layer.stored}.bias"
+            for _, layer, update in checked
+            if layer.status == "ok" and update is not None and layer.bias_stored
+        )
+        return tuple(self._try(adapted, layer, update, biases) for adapted, layer, update in checked)
+
+    def _update(self, adapted: AdaptedLayer) -> BiasUpdate | None:
+        bias = self.rule.bias
+        return bias if bias is not None and bias.tensor in adapted.tensors else None
+
+    def _base_tensors(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Iterable[str]:
+        """The base tensors whose shapes are held against the adapter's."""
+        if update is not None and layer.bias_stored:
+            yield f"{layer.stored}.bias"
+        elif update is not None and f"{layer.stored}.weight" in self.base.files:
+            yield f"{layer.stored}.weight"
+        if (
+            self._weight_dims(adapted)
+            and layer.layer_type != "quantized"
+            and f"{layer.stored}.weight" in self.base.files
+        ):
+            yield f"{layer.stored}.weight"
+
+    def _weight_dims(self, adapted: AdaptedLayer) -> tuple[int, int] | None:
+        """The (out_features, in_features) of the layer that the adapter's tensors are for, where they tell."""
+        if self.rule.out_features is None or self.rule.in_features is None:
+            return None
+        out, into = adapted.tensors.get(self.rule.out_features), adapted.tensors.get(self.rule.in_features)
+        if out is None or into is None or len(out.shape) != 2 or len(into.shape) != 2:
+            return None
+        return out.shape[0], into.shape[1]
+
+    def _check_shape(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Layer:
+        weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(adapted, layer, update) else None
+        if update is not None:
+            tensor = adapted.tensors[update.tensor]
+            if layer.bias_stored:
+                shape = self.base.tensor(f"{layer.stored}.bias").shape
+                out_features = shape[0] if len(shape) == 1 else None
+            elif weight is not None and layer.layer_type != "quantized":
+                out_features = weight.shape[-1 if layer.layer_type == "conv1d" else 0] if weight.shape else None
+            else:
+                out_features = tensor.numel
+            if out_features is None or tensor.shape != update.shape(out_features):
+                return replace(
+                    layer,
+                    status="blocked",
+                    code="ADP203",
+                    reason=f"the adapter's {update.tensor} has shape {list(tensor.shape)}, and the base layer's out_features "
+                    f"is {out_features}",
+                )
+        dims = self._weight_dims(adapted)
+        if (
+            dims is not None
+            and weight is not None
+            and len(weight.shape) == 2
+            and layer.layer_type in ("linear", "conv1d")
+        ):
+            stored = weight.shape if layer.layer_type == "linear" else weight.shape[::-1]
+            if dims != stored:
+                return replace(
+                    layer,
+                    status="blocked",
+                    code="ADP203",
+                    reason=f"the adapter is for a layer of shape {list(dims)}, and the base layer's is {list(stored)}",
+                )
+        return layer
+
+    def _has_weight_header(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> bool:
+        return f"{layer.stored}.weight" in self._base_tensors(adapted, layer, update)
+
+    def _try(
+        self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None, biases: Mapping[str, bytes]
+    ) -> LayerResult:
+        base_tensor = None if layer.stored is None else f"{layer.stored}.{'bias' if layer.bias_stored else 'weight'}"
+        result = LayerResult(
+            layer.module,
+            layer.status,
+            layer.code,
+            layer.layer_type,
+            layer.has_bias,
+            reason=layer.reason,
+            base_tensor=base_tensor if base_tensor in self.base.files else None,
+        )
+        if layer.status != "ok":
+            return result
+        if (broken := self._not_finite(adapted, update)) is not None:
+            return replace(
+                result,
+                status="blocked",
+                code="ADP204",
+                reason=f"the adapter's {broken} holds NaN or infinity; safe_merge=True raises, and without it the merged "
+                "weights are broken",
+            )
+        if update is not None:
+            result = self._try_bias(adapted, layer, update, biases.get(f"{layer.stored}.bias"), result)
+        if result.status == "ok" and (hazard := self._hazard or self._tied_hazard(adapted, layer, update)) is not None:
+            result = replace(result, status="lossy", code=HAZARD, reason=hazard)
+        return result
+
+    def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
+        for name, tensor in adapted.tensors.items():
+            if (update is not None and name == update.tensor) or tensor.nbytes > self._budget:
+                continue
+            self._budget -= tensor.nbytes
+            if first_not_finite(self.adapter.weights, tensor.name) is not None:
+                return name
+        return None
+
+    def _tied_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
+        if not self.tied or (update is not None and len(adapted.tensors) == 1):
+            return None
+        leaf = layer.module.rpartition(".")[2]
+        if leaf == "lm_head" or leaf in _EMBEDDINGS:
+            return (
+                "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "
+                "changes the other as well"
+            )
+        return None
+
+    def _try_bias(
+        self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate, stored: bytes | None, result: LayerResult
+    ) -> LayerResult:
+        from adaptertool.merge.dry_run import merge_bias, values_of
+        from adaptertool.projection.dtypes import DTYPE_NAMES
+
+        tensor = adapted.tensors[update.tensor]
+        info = None if stored is None else self.base.tensor(f"{layer.stored}.bias")
+        odd = next((one.dtype for one in (tensor, info) if one is not None and one.dtype not in DTYPE_NAMES), None)
+        if odd is not None:
+            return replace(
+                result, status="unknown", reason=f"a bias is stored as {odd}, in which nothing is added here"
+            )
+        fields = self.adapter.config.fields
+        scale = update.scale(fields, adapted.module, adapted.tensors) if update.scale is not None else 1.0
+        content = b"".join(bytes(piece) for piece in self.adapter.weights.stream(tensor.name))
+        bias = values_of(stored, info.dtype) if stored is not None and info is not None else None
+        dtype = self.dtype or DTYPE_NAMES[info.dtype if info is not None else tensor.dtype]
+        self.dtypes.add(dtype)
+        merge = merge_bias(bias, values_of(content, tensor.dtype), scale, dtype)
+        result = replace(
+            result,
+            update_norm=_finite(merge.update_norm),
+            bias_norm=_finite(merge.bias_norm),
+            rounding_loss=merge.rounding_loss,
+        )
+        if not merge.finite:
+            seen = (
+                "safe_merge=True raises, and without it the merged bias is broken"
+                if merge.noticed
+                else f"the sum overflows {dtype}, which not even safe_merge=True notices"
+            )
+            return replace(
+                result, status="blocked", code="ADP204", reason=f"merging in {dtype} gives NaN or infinity: {seen}"
+            )
+        if merge.rounding_loss is not None and merge.rounding_loss > self.threshold:
+            return replace(
+                result,
+                status="lossy",
+                code="ADP205",
+                reason=f"more than {self.threshold:.0%} of the update is lost to rounding in {dtype}",
+            )
+        return result
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def load_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype in which transformers 5 loads a base by default: what its config says; None where it says nothing.
+
+    Then the stored dtype counts. (transformers 4 loads float32 unless it is asked for another.)
+    """
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            for key in ("dtype", "torch_dtype"):
+                value = part.get(key)
+                if isinstance(value, str) and value in ("float64", "float32", "float16", "bfloat16"):
+                    return value
+    return None

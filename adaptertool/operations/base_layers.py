@@ -1,0 +1,70 @@
+"""The shapes of the base model's layers that an adapter targets, from headers alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.target import open_target
+from adaptertool.errors import NotFoundError
+from adaptertool.merge.base import open_base
+from adaptertool.merge.resolve import Names, is_quantized, modules_of
+from adaptertool.methods.base import CannotDrawError
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.methods.base import Projections
+
+PEFT_PREFIX = "base_model.model."
+"""What a PeftModel puts before the base model's own module paths."""
+
+
+def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: str | None) -> list[tuple[int, int]]:
+    """The (out_features, in_features) of every layer that the adapter trains, in its order.
+
+    Args:
+        adapter: The adapter.
+        rule: Its method's rule about projections.
+        base: The base model; by default the one that the adapter's config names.
+        token: Access token for the Hub.
+
+    Raises:
+        CannotDrawError: no base is named, or a layer can't be told apart in it, or has no plain weight there.
+        AdapterToolError: the base can't be read.
+    """
+    named = base or adapter.config.text_or_none("base_model_name_or_path")
+    if not named:
+        raise CannotDrawError(
+            "the shapes of the base model's layers are needed, and no base is named", "Add --base BASE."
+        )
+    revision = None if base else adapter.config.text_or_none("revision")
+    try:
+        model = open_base(open_target(named, revision=revision, token=token, single_names="/" in named or bool(base)))
+    except NotFoundError as error:
+        if base:
+            raise
+        reason = f"the base model that the config names can't be found: {error.message}"
+        raise CannotDrawError(reason, "Add --base BASE.") from error
+    modules = modules_of(model.files)
+    names = Names(modules)
+    tensors = []
+    for stored in rule.target_modules(adapter.weights.tensors):
+        module = stored.removeprefix(PEFT_PREFIX)
+        found = names.find(module).module
+        if found is None:
+            raise CannotDrawError(f"{model.folder.location} has no layer that is certain to be {module}")
+        if is_quantized(modules[found]) or "weight" not in modules[found]:
+            raise CannotDrawError(
+                f"{found} of {model.folder.location} is quantised, and its shape can't be told from its header",
+                "Name the unquantised base with --base.",
+            )
+        tensors.append(f"{found}.weight")
+    if not tensors:
+        raise CannotDrawError("the file holds trained tensors of no layer")
+    model.load_headers(tensors)
+    shapes = [model.tensor(name).shape for name in tensors]
+    for name, shape in zip(tensors, shapes, strict=True):
+        if len(shape) != 2:
+            raise CannotDrawError(f"{name} of {model.folder.location} is no matrix")
+    # Conv1D keeps (in, out); PEFT then sets fan_in_fan_out in the config that it saves.
+    turned = adapter.config.flag("fan_in_fan_out", False)
+    return [(shape[1], shape[0]) if turned else (shape[0], shape[1]) for shape in shapes]

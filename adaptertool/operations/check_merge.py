@@ -1,0 +1,232 @@
+"""Would merging this adapter into its base model work? Answered from headers, configs and a few kilobytes of biases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.target import open_target
+from adaptertool.errors import CorruptError, NotFoundError, UsageError
+from adaptertool.findings import Finding
+from adaptertool.merge.adapted import adapted_layers, saved_without_weight
+from adaptertool.merge.base import open_base
+from adaptertool.merge.decide import BaseLayers
+from adaptertool.merge.flags import ModelCode
+from adaptertool.merge.live import build_live_model
+from adaptertool.merge.result import CONTRADICTION, HAZARD, BaseReport, MergeReport
+from adaptertool.merge.trial import Trial, load_dtype
+from adaptertool.merge.ways_out import ways_out
+from adaptertool.methods.merge_rules import MergeRule, merge_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.target import Target
+    from adaptertool.merge.adapted import AdaptedLayer
+    from adaptertool.merge.base import Base
+    from adaptertool.merge.decide import Layer
+    from adaptertool.merge.result import LayerResult
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""The dtypes in which a merge can be tried."""
+
+DEFAULT_THRESHOLD = 0.25
+"""The `rounding_loss` above which a layer counts as lossy: a quarter of the update's length, in the Euclidean sense.
+
+A bfloat16 bias of 1 has neighbours 0.0078 apart, so that rounding errors of about 0.002 a value are normal. An update of 0.02
+a value then loses a tenth of its length, one of 0.005 almost half.
+"""
+
+
+def check_merge(
+    adapter: str | Path,
+    base: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    base_revision: str | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+    ask_model: bool = True,
+) -> MergeReport:
+    """Find out, layer by layer, what PEFT's `merge_and_unload(safe_merge=True)` would do. Nothing is loaded or changed.
+
+    Args:
+        adapter: Where the adapter is: see `open_target`.
+        base: Where the base model is; by default what the adapter's config names, at the revision that it names.
+        dtype: The dtype in which the base is loaded for the merge, one of `DTYPES`; by default the one that transformers 5
+            takes, which is the base config's, or else the stored one.
+        revision: The adapter's revision on the Hub.
+        subfolder: The adapter's folder in its repo.
+        token: Access token for the Hub.
+        base_revision: The base model's revision on the Hub.
+        threshold: The `rounding_loss` above which a layer counts as lossy.
+        ask_model: Whether the model may be built on the meta device where headers and config can't decide. That needs
+            transformers and takes seconds.
+
+    Raises:
+        UsageError: no base is named, or the dtype or threshold makes no sense.
+        NotFoundError, CorruptError, UnsupportedError, …: the adapter or the base can't be read.
+    """
+    dtype = _dtype(dtype)
+    if not threshold >= 0:
+        raise UsageError(
+            f"a threshold of {threshold} makes no sense", hint="It is a share of the update: 0.25 is a quarter."
+        )
+    opened = open_adapter(open_target(adapter, revision=revision, subfolder=subfolder, token=token))
+    rule = merge_rules().get(opened.config.peft_type)
+    if rule is None:
+        note = f"Whether {opened.config.peft_type} adapters merge was not looked into."
+        return MergeReport(opened, None, None, threshold, (), (), note=note)
+    if (why := rule.never(opened.config.fields)) is not None:
+        message = f"{opened.config.peft_type} has no merge: {why}"
+        return _without_base(opened, Finding("ADP206", message, fix="Serve the adapter unmerged."), threshold)
+    adapted = adapted_layers(opened.weights.tensors.values(), rule.prefixes) if rule.prefixes else ()
+    if not adapted:
+        if (hazard := rule.hazard(opened.config.fields)) is not None:
+            return _without_base(opened, Finding(HAZARD, hazard, fix="Serve the adapter unmerged."), threshold)
+        raise CorruptError(
+            f"{opened.folder.location}/{opened.weights_name} holds no tensor of a {opened.config.peft_type} layer",
+            hint="Save the adapter again, with PEFT's save_pretrained.",
+        )
+    base_model = _open_base(opened, base, base_revision, token)
+    code = ModelCode(base_model.config)
+    layers = BaseLayers(base_model, code)
+    pairs = [(one, _ask(layers, one, rule)) for one in adapted]
+    source: Literal["headers", "model"] = "headers"
+    if ask_model and any(layer.status == "unknown" for _, layer in pairs):
+        asked = _ask_model(opened, base_model, code, rule, pairs)
+        if asked is not None:
+            pairs, source = asked, "model"
+    trial = Trial(opened, base_model, rule, dtype or load_dtype(base_model.config), threshold, tied=bool(code.tied))
+    results = trial.run(pairs)
+    missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
+    folder = base_model.folder
+    return MergeReport(
+        opened,
+        BaseReport(
+            folder.location, folder.kind, folder.revision, source, folder.requests, folder.bytes_read, code.model_type
+        ),
+        next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
+        threshold,
+        results,
+        (*_findings(adapted, results, rule), *_saved_modules(opened, rule)),
+        ways_out(layers, missing) if missing else (),
+        _note(results),
+    )
+
+
+def _without_base(adapter: Adapter, finding: Finding, threshold: float) -> MergeReport:
+    return MergeReport(adapter, None, None, threshold, (), (finding,))
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is None:
+        return None
+    short = name.removeprefix("torch.")
+    if short not in DTYPES:
+        raise UsageError(f"{name} is no dtype to merge in", hint=f"One of {', '.join(DTYPES)}.")
+    return short
+
+
+def _open_base(adapter: Adapter, base: str | Path | None, revision: str | None, token: str | None) -> Base:
+    if base is not None:
+        return open_base(open_target(base, revision=revision, token=token, single_names=True))
+    named = adapter.config.text_or_none("base_model_name_or_path")
+    if not named:
+        raise UsageError(
+            f"{adapter.config.name} names no base model", hint="Name the model that it was trained on with --base."
+        )
+    if revision is None and not Path(named).exists():
+        revision = adapter.config.text_or_none("revision") if "@" not in named else None
+    try:
+        target: Target = open_target(named, revision=revision, token=token, single_names=True)
+        return open_base(target)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the base model that {adapter.config.name} names can't be found: {error.message}",
+            hint="Name the model that it was trained on with --base.",
+        ) from error
+
+
+def _ask(layers: BaseLayers, adapted: AdaptedLayer, rule: MergeRule) -> Layer:
+    if rule.bias is not None and rule.bias.tensor in adapted.tensors:
+        return layers.needs_bias(adapted.module, linear_only=rule.linear_only)
+    return layers.needs_weight(adapted.module)
+
+
+def _ask_model(
+    adapter: Adapter,
+    base: Base,
+    code: ModelCode,
+    rule: MergeRule,
+    pairs: Sequence[tuple[AdaptedLayer, Layer]],
+) -> list[tuple[AdaptedLayer, Layer]] | None:
+    """The same layers, with the built model's answer where there was none before."""
+    task = adapter.config.fields.get("task_type")
+    modules = [layer.module for _, layer in pairs]
+    live = build_live_model(base.config, task if isinstance(task, str) else None, modules, base.files)
+    if live is None:
+        return None
+    layers = BaseLayers(base, code, live.renamed)
+    answers: list[tuple[AdaptedLayer, Layer]] = []
+    for adapted, layer in pairs:
+        known = live.layers.get(layer.module)
+        if layer.status != "unknown" or known is None:
+            answers.append((adapted, layer))
+        elif rule.bias is not None and rule.bias.tensor in adapted.tensors:
+            answers.append((adapted, layers.needs_bias(layer.module, linear_only=rule.linear_only, live=known)))
+        else:
+            answers.append((adapted, layers.needs_weight(layer.module, live=known)))
+    return answers
+
+
+def _findings(adapted: Sequence[AdaptedLayer], results: Sequence[LayerResult], rule: MergeRule) -> tuple[Finding, ...]:
+    """One finding for each code and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for one, result in zip(adapted, results, strict=True):
+        code = result.code if result.status != "ok" else CONTRADICTION if result.reason else None
+        if code is None:
+            continue
+        key = (code, result.reason or "")
+        tensors = one.tensors
+        if rule.bias is not None and rule.bias.tensor in tensors and code in ("ADP201", "ADP205", CONTRADICTION):
+            tensors = {rule.bias.tensor: tensors[rule.bias.tensor]}
+        groups.setdefault(key, []).extend(tensor.name for tensor in tensors.values())
+        counts[key] = counts.get(key, 0) + 1
+    findings = []
+    for (code, reason), tensors_of in groups.items():
+        count = counts[code, reason]
+        where = f"in {count} of {len(results)} layers" if count < len(results) else f"in all {count} layers"
+        raised = f" PEFT raises {rule.bias.raises}" if code == "ADP201" and rule.bias is not None else ""
+        message = f"{where}, {reason}{'.' + raised if raised else ''}"
+        findings.append(Finding(code, message[:1].upper() + message[1:], tuple(tensors_of), count))
+    return tuple(sorted(findings, key=lambda finding: finding.code))
+
+
+def _saved_modules(adapter: Adapter, rule: MergeRule) -> tuple[Finding, ...]:
+    named = adapter.config.fields.get("modules_to_save")
+    if rule.any_saved_module or not isinstance(named, list):
+        return ()
+    names = [name for name in named if isinstance(name, str)]
+    return tuple(
+        Finding(
+            "ADP207",
+            f"{module} is saved whole (modules_to_save) and has no weight of its own; PEFT raises AttributeError: object has "
+            f"no attribute 'weight' when it puts such a module back after merging {rule.peft_type} layers",
+            tuple(name for name in adapter.weights.tensors if f".{module}." in f".{name}"),
+            1,
+        )
+        for module in saved_without_weight(adapter.weights.tensors, names)
+    )
+
+
+def _note(results: Sequence[LayerResult]) -> str | None:
+    if results and all(result.update_norm == 0 for result in results):
+        return "The update is zero in every layer: merging changes nothing."
+    return None

@@ -1,0 +1,49 @@
+"""A rewrite as title and text of a pull request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptertool import __version__
+from adaptertool.words import plural, size
+
+if TYPE_CHECKING:
+    from adaptertool.operations.rewrite import Rewrite
+
+
+def pull_request_words(result: Rewrite) -> tuple[str, str]:
+    """Title and Markdown text."""
+    smaller = f"{size(result.bytes_before)} to {size(result.bytes_after)}"
+    tensors = f"{plural(result.tensors_changed, 'tensor')} ({size(result.bytes_changed)})"
+    report = result.projections
+    if result.action == "kept-one-copy":
+        title = f"Keep one copy of the random projections: {smaller}"
+        body = (
+            f"Removes {tensors}: further copies of the shared random projections. PEFT loads the pair that stays and ignores "
+            "the copies, so nothing changes under any version of torch."
+        )
+        if report is not None and report.verdict != "copies-differ":
+            body += " Every copy was compared with the pair that stays, byte for byte."
+    elif result.action == "restored":
+        title = "Restore the random projections"
+        body = (
+            f"Puts {tensors} back: the random projections that the adapter was trained with, which PEFT loads under any "
+            "torch."
+        )
+    else:
+        title = f"Strip the random projections: {smaller}"
+        body = (
+            f"Removes {tensors}: random projections that were never trained. PEFT draws them again from the seed in the "
+            "config when it loads the adapter. Every stored copy was compared bit for bit with what is drawn, before it "
+            "was removed. "
+            "The SHA-256 of each removed tensor stays in the file's metadata, so that they can be checked and restored "
+            "(`adaptertool restore`)."
+        )
+    lines = [body]
+    if result.action == "stripped" and report is not None and report.loads_with:
+        lines += ["", "PEFT draws these very bits with:", "", *(f"- {sentence}" for sentence in report.loads_with)]
+    lines += [
+        "",
+        f"All other tensors and files are unchanged. Written by adaptertool {__version__}.",
+    ]
+    return title, "\n".join(lines)

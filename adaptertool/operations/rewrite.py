@@ -1,0 +1,163 @@
+"""What slim and restore share: the result of a rewrite, and where a rewritten checkpoint goes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adaptertool.checkpoint.writer import (
+    Change,
+    check_in_place,
+    check_output,
+    replace_in_place,
+    write_changes,
+    write_folder,
+)
+from adaptertool.errors import UsageError
+from adaptertool.operations.inspect import TargetReport, describe_target
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.findings import Finding
+    from adaptertool.operations.projections import ProjectionReport
+    from adaptertool.progress import Progress
+
+Action = Literal["stripped", "kept-one-copy", "restored", "nothing-to-do", "refused"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The result of `slim` and of `restore`.
+
+    Attributes:
+        target: What was read.
+        dry_run: Whether nothing was written on request.
+        action: What was done, or would be.
+        reason: Why, where nothing was.
+        output: The folder that was written, or would be.
+        bytes_before: The length of the weights file.
+        bytes_after: The length of the new one; the same where nothing changes.
+        tensors_changed: How many tensors were removed, or added.
+        bytes_changed: How many bytes of tensors were.
+        pull_request: The address of the pull request that was opened.
+        projections: What was found out about the projections.
+        findings: What the user should know.
+        hint: What to do after a refusal.
+    """
+
+    target: TargetReport
+    dry_run: bool
+    action: Action
+    reason: str | None
+    output: str | None
+    bytes_before: int
+    bytes_after: int
+    tensors_changed: int = 0
+    bytes_changed: int = 0
+    pull_request: str | None = None
+    projections: ProjectionReport | None = None
+    findings: tuple[Finding, ...] = ()
+    hint: str | None = None
+
+
+def unchanged(adapter: Adapter) -> Rewrite:
+    """The result of having done nothing yet."""
+    size = adapter.weights.file_bytes
+    return Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a rewritten checkpoint goes.
+
+    Attributes:
+        output: A folder, which gets all files of the source.
+        in_place: The source itself.
+        push: A pull request on the source's repo.
+        dry_run: Nowhere; only the plan is made.
+        force: Whether an existing output is overwritten.
+    """
+
+    output: Path | None = None
+    in_place: bool = False
+    push: bool = False
+    dry_run: bool = False
+    force: bool = False
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuse what can't be written, before any work is done.
+
+        Raises:
+            UsageError: there is no place, or more than one, or it can't be written to.
+        """
+        named = [
+            option
+            for option, given in (
+                ("--output", self.output is not None),
+                ("--in-place", self.in_place),
+                ("--push", self.push),
+            )
+            if given
+        ]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} contradict each other")
+        if not named and not self.dry_run:
+            raise UsageError("nothing says where to write", hint="Add -o DIR, --in-place, --push or --dry-run.")
+        if self.output is not None:
+            check_output(adapter, self.output, force=self.force)
+        elif self.in_place:
+            check_in_place(adapter)
+        elif self.push and adapter.folder.kind != "hub":
+            raise UsageError(
+                f"{adapter.folder.location} is a local folder, and --push opens a pull request on a Hub repo",
+                hint="Use -o DIR or --in-place.",
+            )
+
+    def carry_out(
+        self,
+        adapter: Adapter,
+        change: Change,
+        result: Rewrite,
+        describe: Callable[[Rewrite], tuple[str, str]],
+        progress: Progress,
+    ) -> Rewrite:
+        """Write the changed checkpoint.
+
+        Args:
+            adapter: The source.
+            change: What becomes of it.
+            result: What will have been done.
+            describe: Gives title and text of a pull request.
+            progress: Who is told how far it got.
+
+        Returns:
+            The result with what is known now: where it was written, what was read.
+        """
+        result = replace(result, dry_run=self.dry_run)
+        if self.dry_run:
+            where = str(self.output) if self.output else None
+            return replace(result, output=where, target=describe_target(adapter))
+        progress.phase("writing", change.weights.file_bytes if change.weights else 0)
+        if self.push:
+            address = self._push(adapter, change, describe(result), progress)
+            return replace(result, pull_request=address, target=describe_target(adapter))
+        if self.output is not None:
+            write_folder(adapter, change, self.output, force=self.force, progress=progress.advance)
+        else:
+            replace_in_place(adapter, change, progress.advance)
+        where = str(self.output) if self.output is not None else adapter.folder.location
+        return replace(result, output=where, target=describe_target(adapter))
+
+    def _push(self, adapter: Adapter, change: Change, words: tuple[str, str], progress: Progress) -> str | None:
+        from adaptertool.checkpoint.hub import HubFolder
+        from adaptertool.checkpoint.push import open_pull_request
+
+        folder = adapter.folder
+        assert isinstance(folder, HubFolder)  # noqa: S101 - checked before any work was done
+        with tempfile.TemporaryDirectory(prefix="adaptertool-") as place:
+            files = write_changes(change, Path(place), progress.advance)
+            title, description = words
+            return open_pull_request(folder, files, title=title, description=description, deletes=change.obsolete)

@@ -1,0 +1,67 @@
+"""`check-merge --format json`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adaptertool import __version__
+from adaptertool.operations.inspect import describe_adapter, describe_target
+from adaptertool.report.json import adapter_block, findings_block, target_block
+
+if TYPE_CHECKING:
+    from adaptertool.merge.result import BaseReport, LayerResult, MergeReport, WayOut
+
+
+def merge_document(report: MergeReport) -> dict[str, Any]:
+    """The document that scripts rely on; NaN and infinity never occur in it."""
+    return {
+        "schema": "adaptertool/check-merge/1",
+        "version": __version__,
+        "adapter": adapter_block(describe_adapter(report.adapter)),
+        "target": target_block(describe_target(report.adapter)),
+        "base": None if report.base is None else _base(report.base),
+        "verdict": report.verdict,
+        "dtype": report.dtype,
+        "threshold": report.threshold,
+        "note": report.note,
+        "layers": [_layer(layer) for layer in report.layers],
+        "findings": findings_block(report.findings),
+        "ways_out": [_way_out(way) for way in report.ways_out],
+    }
+
+
+def _base(base: BaseReport) -> dict[str, Any]:
+    return {
+        "location": base.location,
+        "kind": base.kind,
+        "revision": base.revision,
+        "source": base.source,
+        "requests": base.requests,
+        "bytes_read": base.bytes_read,
+        "model_type": base.model_type,
+    }
+
+
+def _layer(layer: LayerResult) -> dict[str, Any]:
+    return {
+        "module": layer.module,
+        "status": layer.status,
+        "code": layer.code,
+        "layer_type": layer.layer_type,
+        "has_bias": layer.has_bias,
+        "update_norm": layer.update_norm,
+        "bias_norm": layer.bias_norm,
+        "rounding_loss": layer.rounding_loss,
+        "reason": layer.reason,
+        "base_tensor": layer.base_tensor,
+    }
+
+
+def _way_out(way: WayOut) -> dict[str, Any]:
+    return {
+        "flag": way.flag,
+        "value": way.value,
+        "other_biases": list(way.other_biases),
+        "biased_layers": list(way.biased_layers),
+        "text": way.text,
+    }

@@ -1,0 +1,140 @@
+"""`check-merge` as text for people: the answer first, layers collapsed into ranges, then what can be done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from adaptertool.report.pipeline import summary_of
+from adaptertool.words import collapsed, plural, printable, shortened, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adaptertool.merge.result import LayerResult, MergeReport
+
+_VERDICT_STYLES = {
+    "mergeable": "bold green",
+    "not-mergeable": "bold red",
+    "lossy": "bold yellow",
+    "unknown": "bold magenta",
+}
+_STATUS_STYLES = {"ok": "green", "blocked": "red", "lossy": "yellow", "unknown": "magenta"}
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
+_ORDER = ("blocked", "lossy", "unknown", "ok")
+
+
+def merge_text(report: MergeReport, *, all_layers: bool = False) -> RenderableType:
+    """What `check-merge` shows.
+
+    Args:
+        report: The result.
+        all_layers: Whether every layer gets a line of its own, with its numbers.
+    """
+    parts: list[RenderableType] = [_head(report), ""]
+    verdict = Text(report.verdict, style=_VERDICT_STYLES[report.verdict])
+    verdict.append(f": {printable(summary_of(report))}", style="not bold default")
+    parts.append(verdict)
+    if report.note and report.note != summary_of(report):
+        parts.append(Text(printable(report.note)))
+    if report.layers:
+        parts += ["", _every_layer(report.layers) if all_layers else _ranges(report.layers)]
+    for finding in report.findings:
+        head = Text()
+        head.append(f"{finding.severity} ", style=_SEVERITY_STYLES[finding.severity])
+        head.append(f"{finding.code} {finding.name}", style="bold")
+        parts += ["", head, Padding.indent(Text(shortened(finding.message, 600)), 2)]
+        if finding.fix:
+            parts.append(Padding.indent(Text(printable(finding.fix), style="cyan"), 2))
+    reasons = dict.fromkeys(layer.reason for layer in report.layers if layer.status == "unknown" and layer.reason)
+    if reasons:
+        parts += ["", Text("Could not find out:", style="bold")]
+        parts += [Padding.indent(Text(f"- {shortened(reason, 400)}"), 2) for reason in reasons]
+    if report.ways_out:
+        parts += ["", Text("What can be done:", style="bold")]
+        parts += [Padding.indent(Text(f"- {shortened(way.text, 900)}"), 2) for way in report.ways_out]
+    return Group(*parts)
+
+
+def _head(report: MergeReport) -> Text:
+    text = Text(shortened(report.adapter.folder.location), style="bold")
+    facts = [f"{report.adapter.config.peft_type} adapter"]
+    if report.layers:
+        facts.append(plural(len(report.layers), "layer"))
+    text.append("\n" + shortened(", ".join(facts)), style="not bold")
+    if report.base is not None:
+        base = report.base
+        how = "its headers" if base.source == "headers" else "its headers and the model, built without weights"
+        text.append("\nbase model " + shortened(base.location), style="not bold")
+        if base.revision:
+            text.append(f" at {base.revision[:12]}", style="not bold")
+        read = f"{size(base.bytes_read)} read" + (f", {plural(base.requests, 'request')}" if base.requests else "")
+        text.append(f" ({shortened(base.model_type or 'unnamed type')}): {how}, {read}", style="not bold")
+    if report.dtype:
+        text.append(f"\nmerged in {report.dtype}", style="not bold")
+    return text
+
+
+def _ranges(layers: Sequence[LayerResult]) -> Table:
+    """One line for each group of layers that differ in their number alone."""
+    table = _table("finding", "bias", "loss", "layers")
+    groups: dict[tuple[str, str | None, bool | None, str], list[LayerResult]] = {}
+    for layer in sorted(layers, key=lambda one: _ORDER.index(one.status)):
+        groups.setdefault((layer.status, layer.code, layer.has_bias, layer.layer_type), []).append(layer)
+    for (status, code, has_bias, layer_type), members in groups.items():
+        by_line = collapsed(printable(member.module) for member in members)
+        losses = [member.rounding_loss for member in members if member.rounding_loss is not None]
+        for line in by_line:
+            table.add_row(
+                Text(status, style=_STATUS_STYLES[status]),
+                Text(_kind(code, layer_type)),
+                Text(_bias(has_bias)),
+                Text(_loss(max(losses)) if losses else ""),
+                Text(shortened(line, 200)),
+            )
+    return table
+
+
+def _every_layer(layers: Sequence[LayerResult]) -> Table:
+    table = _table("finding", "bias", "loss", "update", "base", "layer")
+    for layer in layers:
+        table.add_row(
+            Text(layer.status, style=_STATUS_STYLES[layer.status]),
+            Text(_kind(layer.code, layer.layer_type)),
+            Text(_bias(layer.has_bias)),
+            Text("" if layer.rounding_loss is None else _loss(layer.rounding_loss)),
+            Text(_norm(layer.update_norm)),
+            Text(_norm(layer.bias_norm)),
+            Text(shortened(layer.module, 200)),
+        )
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True)
+    for title in titles[:-1]:
+        table.add_column(title, no_wrap=True, justify="left" if title in ("finding", "bias") else "right")
+    # The name gets what room is left and is folded, never cut.
+    table.add_column(titles[-1], overflow="fold")
+    return table
+
+
+def _kind(code: str | None, layer_type: str) -> str:
+    return code or ("" if layer_type in ("linear", "unknown") else layer_type)
+
+
+def _bias(has_bias: bool | None) -> str:
+    return {True: "yes", False: "none", None: "?"}[has_bias]
+
+
+def _loss(loss: float) -> str:
+    return "0 %" if loss == 0 else "< 0.1 %" if loss < 0.001 else f"{100 * loss:.3g} %"
+
+
+def _norm(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,155 @@
+"""What a pipeline is told, whatever format it reads: a list of checks, each passed, failed, warned about or left open."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adaptertool.findings import Finding
+    from adaptertool.merge.result import LayerResult, MergeReport, Status
+    from adaptertool.operations.inspect import Inspection
+
+Outcome = Literal["passed", "failed", "open"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: What was checked, such as a module path.
+        outcome: `open` where the tool could not find out.
+        code: The finding code of a failure.
+        message: Why it did not pass.
+    """
+
+    name: str
+    outcome: Outcome = "passed"
+    code: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """A result for the formats that pipelines read.
+
+    Attributes:
+        command: The command, such as `check-merge`.
+        location: What was examined, as a person reads it.
+        uri: The file that findings are about, as a URI or a relative path with forward slashes, percent-encoded.
+        summary: The answer in a line.
+        exit_code: What the command line ends with.
+        findings: What was found.
+        open_questions: What the tool could not find out, a sentence each.
+        checks: Everything that was checked, one by one.
+    """
+
+    command: str
+    location: str
+    uri: str
+    summary: str
+    exit_code: int
+    findings: Sequence[Finding]
+    open_questions: Sequence[str]
+    checks: Sequence[Check]
+
+
+def merge_result(report: MergeReport) -> PipelineResult:
+    """A dry run of a merge: one check for each layer."""
+    adapter = report.adapter
+    counts: dict[str, int] = {}
+    for layer in report.layers:
+        if layer.status == "unknown":
+            counts[layer.reason or ""] = counts.get(layer.reason or "", 0) + 1
+    open_questions = [f"{count} of {len(report.layers)} layers: {reason}" for reason, count in counts.items()]
+    checks = [_layer_check(layer) for layer in report.layers]
+    by_layer = {layer.code for layer in report.layers}
+    checks += [
+        Check(finding.name, "failed", finding.code, finding.message)
+        for finding in report.findings
+        if finding.severity == "error" and (finding.code not in by_layer)
+    ]
+    if not checks:
+        checks = [Check("merge", "open", None, report.note or "")]
+        open_questions = [report.note or "nothing could be checked"]
+    where = adapter.folder
+    return PipelineResult(
+        "check-merge",
+        where.location,
+        artifact_uri(where.location, where.kind, where.revision, adapter.weights_name),
+        f"{report.verdict}: {summary_of(report)}",
+        report.exit_code,
+        report.findings,
+        open_questions,
+        checks,
+    )
+
+
+def inspection_result(result: Inspection, exit_code: int) -> PipelineResult:
+    """An inspection: one check for each finding."""
+    target = result.target
+    checks = [Check(finding.name, "failed", finding.code, finding.message) for finding in result.findings]
+    count = len(result.findings)
+    return PipelineResult(
+        "inspect",
+        target.location,
+        artifact_uri(target.location, target.kind, target.revision, target.weights),
+        f"{count} {'finding' if count == 1 else 'findings'}" if count else "no findings",
+        exit_code,
+        result.findings,
+        (),
+        checks or [Check("checkpoint")],
+    )
+
+
+def summary_of(report: MergeReport) -> str:
+    """How many layers are what, in a line."""
+    total = len(report.layers)
+    if not total:
+        return report.findings[0].message if report.findings else report.note or "no layers"
+    words: dict[Status, str] = {
+        "blocked": "can't be merged into",
+        "lossy": "lose by merging",
+        "unknown": "could not be decided",
+        "ok": "can be merged into",
+    }
+    parts = []
+    for status, word in words.items():
+        count = sum(layer.status == status for layer in report.layers)
+        if count == total:
+            return f"{'the only layer' if total == 1 else f'all {total} layers'} {word}"
+        if count and status != "ok":
+            parts.append(f"{count} of {total} layers {word}")
+    return ", ".join(parts)
+
+
+def artifact_uri(location: str, kind: Literal["local", "hub"], revision: str | None, file: str) -> str:
+    """Where a file is: relative to the working folder if it is in it, as scanners of repositories want it.
+
+    Args:
+        location: A path, or `org/name` with the subfolder where there is one.
+        kind: On disk or on the Hub.
+        revision: The commit, on the Hub.
+        file: The file's name.
+    """
+    if kind == "hub":
+        repo, _, subfolder = "/".join(location.split("/")[:2]), "", "/".join(location.split("/")[2:])
+        path = f"{subfolder}/{file}" if subfolder else file
+        return f"https://huggingface.co/{quote(repo)}/blob/{quote(revision or 'main', safe='')}/{quote(path)}"
+    path_on_disk = Path(os.path.abspath(Path(location) / file))  # noqa: PTH100 - resolve() would follow a cache's symlinks
+    here = Path.cwd()
+    if path_on_disk.is_relative_to(here):
+        return quote(path_on_disk.relative_to(here).as_posix())
+    return path_on_disk.as_uri()
+
+
+def _layer_check(layer: LayerResult) -> Check:
+    if layer.status == "ok":
+        return Check(layer.module)
+    return Check(layer.module, "open" if layer.status == "unknown" else "failed", layer.code, layer.reason or "")

@@ -1,0 +1,141 @@
+"""The command line on a repo of the loopback Hub does what it does on that repo's download."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from adaptertool.cli import main
+from tests.hub.conftest import files_of, many_tensors
+from tests.hub.server import Plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.hub.server import HubServer
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+TOKEN = "hf_secret_of_mine"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main([*arguments, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def repo(hub: HubServer, randlora: Path) -> dict[str, bytes]:
+    """`org/name` and what is in it."""
+    files = {**files_of(randlora), "README.md": b"# mine", "runs/events.txt": b"1 2 3"}
+    hub.tokens.add(TOKEN)
+    hub.add("org/name", files)
+    return files
+
+
+@pytest.mark.parametrize("level", ["none", "sample", "full"])
+def test_inspect_says_the_same(
+    hub: HubServer, repo: dict[str, bytes], randlora: Path, capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    code, there = run(capsys, "inspect", "org/name", "--verify", level)
+    _, here = run(capsys, "inspect", str(randlora), "--verify", level)
+    assert code == 0
+    assert there["target"]["kind"] == "hub"
+    assert there["target"]["revision"] == hub.repos["org/name"].refs["main"]
+    assert there["target"]["requests"] == len(hub.requests())
+    for key in ("adapter", "size", "projections"):
+        assert there[key] == here[key]
+    assert [finding["code"] for finding in there["findings"]] == [finding["code"] for finding in here["findings"]]
+
+
+@pytest.mark.parametrize("copies", [0, 250])
+def test_inspect_costs_four_requests(hub: HubServer, capsys: pytest.CaptureFixture[str], copies: int) -> None:
+    weights = many_tensors(1000 - copies, [8, 8], copies)
+    config = json.dumps({"peft_type": "RANDLORA", "r": 32}).encode()
+    hub.add("org/large", {CONFIG: config, WEIGHTS: weights})
+    code, document = run(capsys, "inspect", "org/large", "--verify", "none")
+    assert code == 0
+    assert document["size"]["file_bytes"] == weights.size
+    assert document["target"]["requests"] <= 6
+    assert document["target"]["bytes_read"] <= len(weights.head) + len(config) + 150_000
+
+
+def test_slim_writes_what_it_writes_for_the_download(
+    hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    download = tmp_path / "download"
+    for name, data in repo.items():
+        (download / name).parent.mkdir(parents=True, exist_ok=True)
+        (download / name).write_bytes(data)
+    assert run(capsys, "slim", str(download), "-o", str(tmp_path / "here"))[0] == 0
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "there"))
+    assert (code, document["action"]) == (0, "stripped")
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
+def test_push_opens_a_pull_request_with_the_files_that_slim_writes(
+    hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "slim", "org/name", "-o", str(tmp_path / "slim"))[0] == 0
+    code, document = run(capsys, "slim", "org/name", "--push", "--token", TOKEN)
+    assert code == 0
+    assert document["pull_request"] == f"{hub.endpoint}/org/name/discussions/1"
+    (pull,) = hub.repos["org/name"].pulls
+    held = {name: content.part(0, content.size) for name, content in hub.repos["org/name"].commits[pull.commit].items()}
+    assert held == tree(tmp_path / "slim")
+    assert "compared bit for bit" in pull.description
+
+
+def test_restore_pushes_the_inverse(
+    hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "slim", "org/name", "-o", str(tmp_path / "slim"))[0] == 0
+    hub.add("org/slim", {**tree(tmp_path / "slim")})
+    code, document = run(capsys, "restore", "org/slim", "--push", "--token", TOKEN)
+    assert (code, document["action"]) == (0, "restored")
+    (pull,) = hub.repos["org/slim"].pulls
+    assert hub.repos["org/slim"].commits[pull.commit][CONFIG] == Plain(repo[CONFIG])
+
+
+def test_nothing_to_do_opens_no_pull_request(
+    hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "slim", "org/name", "-o", str(tmp_path / "slim"))[0] == 0
+    hub.add("org/slim", tree(tmp_path / "slim"))
+    code, document = run(capsys, "slim", "org/slim", "--push", "--token", TOKEN)
+    assert (code, document["action"], document["pull_request"]) == (0, "nothing-to-do", None)
+    assert not hub.repos["org/slim"].pulls
+
+
+def test_what_a_repo_can_not_do(hub: HubServer, repo: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = run(capsys, "slim", "org/name", "--in-place")
+    assert (code, document["error"]["kind"]) == (2, "usage")
+    code, document = run(capsys, "slim", "org/name", "--push")
+    assert (code, document["error"]["kind"]) == (3, "unauthorized")
+    code, document = run(capsys, "inspect", "org/nothing")
+    assert (code, document["error"]["kind"]) == (3, "not-found")
+
+
+@pytest.mark.parametrize("kind", ["status", "cut", "shift", "ignore", "length"])
+def test_no_output_is_left_by_a_fault(
+    hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    faults: dict[str, dict[str, Any]] = {
+        "status": {"status": 500},
+        "cut": {"cut": 1000},
+        "shift": {"shift": 8},
+        "ignore": {"ignore_range": True},
+        "length": {"claim": 7},
+    }
+    hub.fail("storage", **faults[kind])
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "slim"))
+    assert code in (0, 3), document
+    if code == 3:
+        assert not list(tmp_path.glob("slim*"))
+        assert not list(tmp_path.glob(".slim*"))

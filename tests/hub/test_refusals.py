@@ -1,0 +1,180 @@
+"""What the user is told where the Hub refuses, and what offline mode does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.hub import HubFolder
+from adaptertool.checkpoint.target import open_target
+from adaptertool.errors import (
+    AdapterToolError,
+    GatedError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    UnauthorizedError,
+    UnsupportedError,
+)
+from tests.hub.conftest import files_of
+from tests.hub.test_reading import download
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.hub.server import HubServer
+
+WEIGHTS = "adapter_model.safetensors"
+TOKEN = "hf_secret_of_mine"
+
+
+def told(opened: Callable[[], object], kind: type[AdapterToolError], *words: str) -> None:
+    """It ends in that error, and its message and hint say all of these."""
+    with pytest.raises(kind) as caught:
+        opened()
+    assert type(caught.value) is kind
+    text = f"{caught.value.message} | {caught.value.hint}"
+    for word in words:
+        assert word in text
+    assert "\n" not in text
+    assert TOKEN not in text
+    assert TOKEN not in repr(caught.value)
+
+
+def test_a_repo_that_does_not_exist(hub: HubServer) -> None:
+    told(lambda: open_target("org/nmae"), NotFoundError, "org/nmae was not found", "private", "typo", "hf auth login")
+
+
+def test_a_repo_that_does_not_exist_with_a_token(hub: HubServer) -> None:
+    hub.tokens.add(TOKEN)
+    told(lambda: open_target("org/nmae", token=TOKEN), NotFoundError, "was not found", "this token may read it")
+
+
+@pytest.mark.parametrize("name", ["a..b", "org/-name", "org/name.", "x" * 120])
+def test_a_name_that_no_repo_can_have(hub: HubServer, name: str) -> None:
+    told(lambda: open_target(name), NotFoundError, "no local path")
+    assert not hub.requests()
+
+
+def test_a_private_repo(hub: HubServer, randlora: Path) -> None:
+    hub.tokens |= {TOKEN, "hf_of_another"}
+    hub.add("org/name", files_of(randlora), access="private", readers={"hf_of_another"})
+    told(lambda: open_target("org/name"), NotFoundError, "private")
+    told(lambda: open_target("org/name", token=TOKEN), NotFoundError, "private")
+    assert open_adapter(open_target("org/name", token="hf_of_another")).weights.tensors
+
+
+def test_a_gated_repo(hub: HubServer, randlora: Path) -> None:
+    hub.tokens.add(TOKEN)
+    hub.add("org/name", files_of(randlora), access="gated")
+    page = f"{hub.endpoint}/org/name"
+    told(lambda: open_adapter(open_target("org/name")), GatedError, "gated", page, "hf auth login")
+    told(lambda: open_adapter(open_target("org/name", token=TOKEN)), GatedError, "gated", page, "account")
+
+
+def test_a_token_that_the_hub_does_not_know(hub: HubServer, randlora: Path) -> None:
+    hub.add("org/name", files_of(randlora))
+    told(lambda: open_target("org/name", token=TOKEN), UnauthorizedError, "does not know the token", "--token")
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN} ", f"{TOKEN}é", f"{TOKEN}\0", f"{TOKEN}\r\nX-Evil: 1"])
+def test_a_token_that_cannot_be_sent(hub: HubServer, token: str) -> None:
+    told(lambda: open_target("org/name", token=token), UnauthorizedError, "characters")
+    assert not hub.requests()
+
+
+def test_a_token_that_may_not_do_this(hub: HubServer) -> None:
+    hub.tokens.add(TOKEN)
+    hub.add("org/name", {"a": b""})
+    hub.fail("info", status=403, headers={"X-Error-Message": f"{TOKEN} lacks a permission"})
+    told(lambda: open_target("org/name", token=TOKEN), UnauthorizedError, "refused", "*** lacks a permission")
+
+
+def test_a_revision_that_does_not_exist(hub: HubServer) -> None:
+    hub.add("org/name", {"a": b""})
+    told(lambda: open_target("org/name@v2"), NotFoundError, "org/name has no revision 'v2'", "/org/name/tree/main")
+    told(lambda: HubFolder("org/name", revision="0" * 40).files(), NotFoundError, f"no revision '{'0' * 40}'")
+
+
+def test_a_subfolder_that_does_not_exist(hub: HubServer, randlora: Path) -> None:
+    hub.add("org/name", files_of(randlora))
+    told(lambda: open_adapter(open_target("org/name", subfolder="nope")), NotFoundError, "nope", "--subfolder")
+
+
+def test_a_repo_without_an_adapter(hub: HubServer) -> None:
+    hub.add("org/name", {"config.json": b"{}", "model.safetensors": b"", "README.md": b""})
+    target = open_target("org/name")
+    told(lambda: open_adapter(target), NotFoundError, "no PEFT adapter", "config.json", "model.safetensors")
+
+
+def test_a_repo_without_weights(hub: HubServer) -> None:
+    hub.add("org/name", {"adapter_config.json": b'{"peft_type": "LORA"}', "x.bin": b""})
+    told(lambda: open_adapter(open_target("org/name")), NotFoundError, "no adapter weights", "x.bin")
+
+
+def test_pickled_weights(hub: HubServer) -> None:
+    hub.add("org/name", {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.bin": b"PK"})
+    told(lambda: open_adapter(open_target("org/name")), UnsupportedError, "pickled", "Download")
+
+
+def test_too_many_requests(hub: HubServer) -> None:
+    hub.add("org/name", {"a": b""})
+    hub.fail("info", status=429)
+    told(lambda: open_target("org/name"), NetworkError, "limits the rate", "token")
+
+
+def test_a_server_that_is_down(hub: HubServer) -> None:
+    hub.add("org/name", {"a": b""})
+    hub.fail("info", status=503, headers={"X-Error-Message": "maintenance\tuntil noon"})
+    told(lambda: open_target("org/name"), NetworkError, "503", "maintenance until noon")
+
+
+def test_a_server_that_is_no_hub(hub: HubServer) -> None:
+    hub.add("org/name", {"a": b""})
+    hub.fail("info", body=b"<html>")
+    told(lambda: open_target("org/name"), NetworkError, "something else than JSON", "HF_ENDPOINT")
+
+
+@pytest.mark.usefixtures("offline")
+def test_offline_with_nothing_cached(hub: HubServer) -> None:
+    told(lambda: open_target("org/name"), OfflineError, "cache holds no revision 'main'", "HF_HUB_OFFLINE")
+    assert not hub.requests()
+
+
+def test_offline_with_the_adapter_cached(
+    hub: HubServer, randlora: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = hub.add("org/name", files_of(randlora))
+    download("org/name", "adapter_config.json", WEIGHTS)
+    before = len(hub.requests())
+    request.getfixturevalue("offline")
+    for target in ("org/name", "org/name@main", f"org/name@{repo.refs['main']}"):
+        adapter = open_adapter(open_target(target))
+        assert adapter.weights.tensors == open_adapter(open_target(randlora)).weights.tensors
+        assert (adapter.folder.revision, adapter.folder.requests) == (repo.refs["main"], 0)
+    assert adapter.folder.files() == ["adapter_config.json", WEIGHTS]
+    told(lambda: open_target("org/name@dev"), OfflineError, "'dev'")
+    told(lambda: open_target("org/name@../../x"), OfflineError, "offline")
+    told(lambda: adapter.folder.open("README.md"), OfflineError, "not in the cache")
+    assert len(hub.requests()) == before
+
+
+def test_offline_with_half_of_it_cached(hub: HubServer, randlora: Path, request: pytest.FixtureRequest) -> None:
+    hub.add("org/name", files_of(randlora))
+    download("org/name", "adapter_config.json")
+    request.getfixturevalue("offline")
+    told(lambda: open_adapter(open_target("org/name")), OfflineError, WEIGHTS, "not in the cache")
+
+
+def test_offline_knows_what_does_not_exist(hub: HubServer, request: pytest.FixtureRequest) -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    hub.add("org/name", {"a": b""})
+    download("org/name", "a")
+    with pytest.raises(EntryNotFoundError):
+        download("org/name", "adapter_config.json")
+    request.getfixturevalue("offline")
+    told(lambda: open_adapter(open_target("org/name")), NotFoundError, "no PEFT adapter")

@@ -1,0 +1,185 @@
+"""The module trees of real transformers models, built on the meta device: no weights, no downloads."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+MAPPINGS = (
+    "MODEL_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "MODEL_FOR_CTC_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+)
+"""The auto classes whose models people attach adapters to."""
+
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What a model's constructor raises for a default config that it can't be built from, or for a package that is missing."""
+
+_OPEN_FIELDS: dict[str, dict[str, Any]] = {
+    "autoformer": {"prediction_length": 8},
+    "dots1": {"vocab_size": 1000},
+    "esm": {"vocab_size": 33, "pad_token_id": 1},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "informer": {"prediction_length": 8},
+    "time_series_transformer": {"prediction_length": 8},
+}
+
+_LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth")
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model that an adapter can be attached to.
+
+    Attributes:
+        kind: `linear`, `conv1d`, `embedding`, `conv` or `experts`.
+        bias: Whether it has a bias.
+        shape: Of its weight; None for experts.
+    """
+
+    kind: str
+    bias: bool
+    shape: tuple[int, ...] | None
+
+
+def quiet() -> None:
+    """Keep transformers' remarks about default configs off the screen."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity(logging.ERROR)
+
+
+def model_types() -> list[str]:
+    """Every model type of the installed transformers."""
+    return sorted(CONFIG_MAPPING.keys())
+
+
+def classes_of(model_type: str) -> list[type[PreTrainedModel]]:
+    """The model classes of a type, those of other tasks included, each once."""
+    names: list[str] = []
+    for mapping in MAPPINGS:
+        value = getattr(modeling_auto, mapping).get(model_type)
+        names.extend([value] if isinstance(value, str) else value or ())
+    return [found for name in dict.fromkeys(names) if (found := getattr(transformers, name, None)) is not None]
+
+
+def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """The model on the meta device. As in the auto classes, a text model takes the text part of a multimodal config."""
+    text = config.sub_configs.get("text_config")
+    if text is not None and model_class.config_class is text:
+        config = config.get_text_config()
+    with torch.device("meta"):
+        return model_class(copy.deepcopy(config))
+
+
+def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
+    """The layers of a model by module path."""
+    layers: dict[str, Layer] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D, torch.nn.Embedding)):
+            kind = {torch.nn.Linear: "linear", Conv1D: "conv1d"}.get(type(module))
+            if kind is None:
+                kind = "embedding" if isinstance(module, torch.nn.Embedding) else "linear"
+            layers[path] = Layer(kind, getattr(module, "bias", None) is not None, tuple(module.weight.shape))
+        elif isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)):
+            layers[path] = Layer("conv", module.bias is not None, tuple(module.weight.shape))
+        elif path.endswith("experts") and any(
+            parameter.ndim == 3 for _, parameter in module.named_parameters(recurse=False)
+        ):
+            layers[path] = Layer("experts", bias=False, shape=None)
+    return layers
+
+
+def pattern_of(path: str) -> str:
+    """A module path with its layer numbers replaced by `#`."""
+    return _NUMBER.sub("#", path)
+
+
+def patterns_of(layers: dict[str, Layer]) -> dict[str, tuple[str, bool | None]]:
+    """Kind and bias of each pattern; the bias is None where layers of one pattern differ."""
+    patterns: dict[str, tuple[str, bool | None]] = {}
+    for path, layer in layers.items():
+        pattern = pattern_of(path)
+        known = patterns.get(pattern)
+        agree = known is None or known[1] == layer.bias
+        patterns[pattern] = (layer.kind, layer.bias if agree else None)
+    return patterns
+
+
+def sub_configs(config: PreTrainedConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The config and the configs in it, each with its dotted path (with a dot at the end, or empty)."""
+    yield prefix, config
+    for name in config.sub_configs:
+        inner = getattr(config, name, None)
+        if inner is not None and hasattr(inner, "sub_configs"):
+            yield from sub_configs(inner, f"{prefix}{name}.")
+
+
+def parts_of(model: PreTrainedModel) -> dict[str, tuple[str, set[str]]]:
+    """The model types of the sub-configs, by dotted path, and the module paths at which models of them stand."""
+    owners = {id(part): path.rstrip(".") for path, part in sub_configs(model.config) if path}
+    types = {path.rstrip("."): part.model_type for path, part in sub_configs(model.config) if path}
+    parts: dict[str, tuple[str, set[str]]] = {}
+    for path, module in model.named_modules():
+        owner = owners.get(id(getattr(module, "config", None)))
+        if path and owner is not None and isinstance(module, transformers.PreTrainedModel):
+            parts.setdefault(owner, (types[owner], set()))[1].add(path)
+    return parts
+
+
+def default_config(model_type: str) -> PreTrainedConfig:
+    """The config that a model type has by default, with what the default leaves open."""
+    return CONFIG_MAPPING[model_type](**_OPEN_FIELDS.get(model_type, {}))
+
+
+def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with at most four layers of each stack, where that is written in the usual fields."""
+    small = copy.deepcopy(config)
+    for _, part in sub_configs(small):
+        for name in _LAYER_COUNTS:
+            count = part.to_dict().get(name)
+            if type(count) is int and count > 4:
+                setattr(part, name, 4)
+                if isinstance(getattr(part, "layer_types", None), list):
+                    part.layer_types = part.layer_types[:4]
+    return small
