@@ -185,11 +185,12 @@ class Trial:
         self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate, stored: bytes | None, result: LayerResult
     ) -> LayerResult:
         from adaptertool.merge.dry_run import merge_bias, values_of
-        from adaptertool.projection.dtypes import DTYPE_NAMES
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
         tensor = adapted.tensors[update.tensor]
         info = None if stored is None else self.base.tensor(f"{layer.stored}.bias")
-        odd = next((one.dtype for one in (tensor, info) if one is not None and one.dtype not in DTYPE_NAMES), None)
+        stored_as = [one.dtype for one in (tensor, info) if one is not None]
+        odd = next((one for one in stored_as if DTYPE_NAMES.get(one) not in FLOATS), None)
         if odd is not None:
             return replace(
                 result, status="unknown", reason=f"a bias is stored as {odd}, in which nothing is added here"

@@ -143,11 +143,11 @@ def _plan(
     result = replace(result, projections=report, findings=_findings(adapter, report, rule))
     if keep_one_copy or rule.trained:
         return _plan_one_copy(adapter, report, result, force=force)
+    if report.verdict != "regenerable" or report.recipe is None:
+        return _refused(adapter, report, result)
     if {name for one in report.tensors for name in one.tensors} >= set(adapter.weights.tensors):
         reason = "the file holds nothing else, and PEFT loads no file without tensors"
         return _Plan(replace(result, reason=reason))
-    if report.verdict != "regenerable" or report.recipe is None:
-        return _refused(adapter, report, result)
     return _plan_strip(adapter, rule, report, result)
 
 

@@ -95,7 +95,8 @@ class Fingerprint:
             if not tensors:
                 raise ValueError("it names no tensors")
             recipe = Recipe.from_json(document["recipe"])
-            if any(TORCH_DTYPES[tensor.dtype] != recipe.stored_dtype for tensor in tensors.values()):
+            # Indices beside floating point tensors are int64 whatever those are stored in.
+            if not {TORCH_DTYPES[tensor.dtype] for tensor in tensors.values()} <= {recipe.stored_dtype, "int64"}:
                 raise ValueError("its recipe and its tensors name different dtypes")
             loads_with = tuple(str(sentence) for sentence in document.get("loads_with", ()))
             return Fingerprint(recipe, tensors, loads_with)
