@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.errors import NotFoundError, UsageError
+from adaptertool.errors import NetworkError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.folder import Folder
@@ -52,6 +52,8 @@ def open_target(
         UsageError: a revision is named twice, or for a local path.
     """
     text = str(target)
+    if not text:
+        raise UsageError("the target is empty", hint="Name a folder, a weights file or a Hub repo.")
     path = Path(text)
     if not text.startswith("hf://") and path.exists():
         if revision is not None:
@@ -86,11 +88,13 @@ def _hub_target(
         raise UsageError(f"two subfolders are named: {parts['sub']} in {text}, and --subfolder {subfolder}")
     from adaptertool.checkpoint.hub import HubFolder
 
-    return Target(
-        HubFolder(
+    try:
+        folder = HubFolder(
             parts["repo"],
             revision=revision or parts["revision"],
             subfolder=subfolder or parts.get("sub") or None,
             token=token,
         )
-    )
+    except NetworkError as error:
+        raise NetworkError(f"{error.message}; no local path of that name exists", hint=error.hint) from error
+    return Target(folder)

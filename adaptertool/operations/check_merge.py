@@ -11,6 +11,7 @@ from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapted import adapted_layers, saved_without_weight
 from adaptertool.merge.base import open_base
+from adaptertool.merge.consistency import against_configs, targeted_without_tensors
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.live import build_live_model
@@ -105,6 +106,8 @@ def check_merge(
     trial = Trial(opened, base_model, rule, dtype or load_dtype(base_model.config), threshold, tied=bool(code.tied))
     results = trial.run(pairs)
     missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
+    checked = tuple(against_configs(opened, adapted, base_model, result) for result in results)
+    checked += targeted_without_tensors(opened, adapted, base_model)
     folder = base_model.folder
     return MergeReport(
         opened,
@@ -113,10 +116,10 @@ def check_merge(
         ),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
-        results,
+        checked,
         (*_findings(adapted, results, rule), *_saved_modules(opened, rule)),
         ways_out(layers, missing) if missing else (),
-        _note(results),
+        _note(checked),
     )
 
 

@@ -264,8 +264,8 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         )
     elif copies and adapter.weights.format == "safetensors":
         size = report.bytes - report.one_copy_bytes
-        what = "What layers share" if rule.trained else "One shared pair"
-        message = f"{what} is stored {report.copies} times; PEFT loads one."
+        are = "tensor is a further copy" if len(copies) == 1 else "tensors are further copies"
+        message = f"{len(copies):,} {are} of what the layers share; PEFT loads one of each."
         find("ADP102", message, copies, size, f"{slim} --keep-one-copy")
     if not report.flag:
         same = report.verdict == "regenerable"
@@ -305,4 +305,6 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
 def _sentence(text: str | None) -> str:
     if not text:
         return ""
-    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    # A tensor's name stays as it is stored.
+    named = any(mark in text.split(" ", 1)[0] for mark in "._")
+    return (text if named else text[0].upper() + text[1:]) + ("" if text.endswith((".", "!", "?")) else ".")

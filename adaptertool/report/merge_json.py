@@ -9,6 +9,7 @@ from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.report.json import adapter_block, findings_block, target_block
 
 if TYPE_CHECKING:
+    from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.result import BaseReport, LayerResult, MergeReport, WayOut
 
 
@@ -19,7 +20,7 @@ def merge_document(report: MergeReport) -> dict[str, Any]:
         "version": __version__,
         "adapter": adapter_block(describe_adapter(report.adapter)),
         "target": target_block(describe_target(report.adapter)),
-        "base": None if report.base is None else _base(report.base),
+        "base": _base(report.base) if report.base else _unopened(report.adapter),
         "verdict": report.verdict,
         "dtype": report.dtype,
         "threshold": report.threshold,
@@ -27,6 +28,19 @@ def merge_document(report: MergeReport) -> dict[str, Any]:
         "layers": [_layer(layer) for layer in report.layers],
         "findings": findings_block(report.findings),
         "ways_out": [_way_out(way) for way in report.ways_out],
+    }
+
+
+def _unopened(adapter: Adapter) -> dict[str, Any]:
+    """A base that nothing had to be read of: no base would make a difference to the answer."""
+    return {
+        "location": adapter.config.text_or_none("base_model_name_or_path"),
+        "kind": None,
+        "revision": None,
+        "source": "headers",
+        "requests": None,
+        "bytes_read": 0,
+        "model_type": None,
     }
 
 

@@ -169,8 +169,11 @@ def test_a_connection_that_is_always_cut_ends(hub: HubServer) -> None:
     assert len(hub.requests("storage")) == hub_client.TRIES
 
 
-def test_a_server_without_ranges_sends_no_more_than_asked_for(hub: HubServer) -> None:
-    hub.add("org/name", {WEIGHTS: bytes(64 << 20)})
+def test_a_server_without_ranges_sends_no_more_than_asked_for(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The server hashes the file first, which a busy machine takes its time for.
+    monkeypatch.setattr(hub_client, "SILENCE", 10.0)
+    monkeypatch.setenv(hub_client.TIMEOUT_VARIABLE, "30")
+    hub.add("org/name", {WEIGHTS: bytes(16 << 20)})
     hub.fail("storage", ignore_range=True)
     file = HubFolder("org/name").open(WEIGHTS)
     assert file.read(0, 8) == bytes(8)
@@ -179,7 +182,7 @@ def test_a_server_without_ranges_sends_no_more_than_asked_for(hub: HubServer) ->
     with pytest.raises(NetworkError, match="ignores ranges"):
         file.read(1 << 20, 8)
     # What the kernel took before the connection was closed is all that left the server.
-    assert sum(entry.body_bytes for entry in hub.requests("storage")) < 32 << 20
+    assert sum(entry.body_bytes for entry in hub.requests("storage")) < 14 << 20
     assert file.bytes_read <= PREFETCH + (64 << 10)
 
 
