@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, whole
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -38,7 +38,7 @@ class FrodProjections(LayerProjections):
     def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
         """Each category's in_features."""
         sizes = [name for name, shape in shapes.items() if name.startswith(_SIZE) and shape == (2,)]
-        return {"dimensions": {name.removeprefix(_SIZE): int(values(name, 0, 1)[0]) for name in sizes}}
+        return {"dimensions": {name.removeprefix(_SIZE): int(whole(values(name, 0, 1), name)[0]) for name in sizes}}
 
     def basis(
         self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]

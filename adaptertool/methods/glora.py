@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from adaptertool.projection.zeros import Zeros
 
 
+# A and B are (out, in), C is (in, 1), D and E are (out,).
+_OF_THE_INPUT = "glora_C.zeros"
+_OF_THE_BIAS = ("glora_D.zeros", "glora_E.zeros")
+
+
 @dataclass(frozen=True)
 class GloraProjections(LayerProjections):
     """See `adaptertool.methods.base.Projections`."""
@@ -41,6 +46,11 @@ class GloraProjections(LayerProjections):
     def _basis(self, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
         from adaptertool.projection.zeros import Zeros
 
+        for name, shape in shapes.items():
+            path = self.module_and_kind(name)[1]
+            dimensions = 1 if path in _OF_THE_BIAS else 2
+            if len(shape) != dimensions or 0 in shape or (path == _OF_THE_INPUT and shape[1] != 1):
+                raise CannotDrawError(f"{name} has shape {shape}, in which PEFT makes no zeros")
         return Zeros(shapes)
 
 

@@ -11,6 +11,9 @@ from adaptertool.methods.base import CannotDrawError
 from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
@@ -82,6 +85,19 @@ class LayerProjections:
         """The modules with a trained tensor."""
         matches = (re.fullmatch(self.trained_pattern, name) for name in names)
         return tuple(dict.fromkeys(match["module"] for match in matches if match))
+
+
+def whole(values: NDArray[Any], name: str) -> NDArray[np.int64]:
+    """Stored numbers that must be whole, whatever dtype they are in.
+
+    Raises:
+        CannotDrawError: they are not.
+    """
+    import numpy as np
+
+    if not (np.isfinite(values).all() and (np.trunc(values) == values).all() and (np.abs(values) < 2**53).all()):
+        raise CannotDrawError(f"{name} holds numbers that are not whole")
+    return values.astype(np.int64)
 
 
 def layout_entry(layout: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import LayerProjections, layout_entry
+from adaptertool.methods.layered import LayerProjections, layout_entry, whole
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -52,25 +52,19 @@ class ShiraProjections(LayerProjections):
 
     def basis_of(self, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> RandomMasks:
         """The same from a recipe."""
-        layers = layout_entry(recipe.layout, "layers", dict)
-        sums = {shape[1] / max(1, sum(layers.get(name, [0]))) for name, shape in shapes.items() if len(shape) == 2}
-        if len(sums) != 1:
+        layers = _checked(recipe.layout)
+        ranks = {shape[-1] / sum(layers[name]) for name, shape in shapes.items() if name in layers and shape}
+        if len(ranks) != 1:
             raise CannotDrawError("the recipe's layers do not fit the tensors")
-        return self._basis(recipe.key, int(sums.pop()), shapes, recipe.layout)
+        return self._basis(recipe.key, int(ranks.pop()), shapes, recipe.layout)
 
     def _basis(
         self, key: int, rank: int, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]
     ) -> RandomMasks:
         from adaptertool.projection.permuted import RandomMasks
-        from adaptertool.projection.sampler import SMALL_PERMUTATION
 
-        layers = layout_entry(layout, "layers", dict)
-        for layer in layers.values():
-            if not isinstance(layer, list) or len(layer) != 2 or not all(type(dim) is int and dim > 0 for dim in layer):
-                raise CannotDrawError("the recipe's layers have no shapes")
-            if layer[0] * layer[1] > SMALL_PERMUTATION:
-                raise CannotDrawError(f"a layer of {layer[0]}x{layer[1]} is larger than those whose masks are known")
-        basis = RandomMasks(key, rank, {name: (layers[name][0], layers[name][1]) for name in shapes if name in layers})
+        layers = _checked(layout)
+        basis = RandomMasks(key, rank, {name: layers[name] for name in shapes if name in layers})
         if basis.shapes != dict(shapes):
             raise CannotDrawError(f"indices of rank {rank} have other shapes")
         return basis
@@ -82,6 +76,20 @@ class ShiraProjections(LayerProjections):
             weight = tensors[f"{module}.shira_weight"]
             if indices is None or indices.shape[1:] != weight.shape:
                 raise CannotDrawError(f"{module} trains {weight.numel} numbers, and its indices are not as many")
+
+
+def _checked(layout: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The layers of a layout, with shapes whose masks are known."""
+    from adaptertool.projection.sampler import SMALL_PERMUTATION
+
+    layers = {}
+    for name, layer in layout_entry(layout, "layers", dict).items():
+        if not isinstance(layer, list) or len(layer) != 2 or not all(type(dim) is int and dim > 0 for dim in layer):
+            raise CannotDrawError("the recipe's layers have no shapes")
+        if layer[0] * layer[1] > SMALL_PERMUTATION:
+            raise CannotDrawError(f"a layer of {layer[0]}x{layer[1]} is larger than those whose masks are known")
+        layers[name] = layer[0], layer[1]
+    return layers
 
 
 def _layer(name: str, shape: tuple[int, ...], rank: int, key: int, values: Values) -> list[int]:
@@ -96,9 +104,9 @@ def _layer(name: str, shape: tuple[int, ...], rank: int, key: int, values: Value
         raise CannotDrawError(f"{name} {shape} is no mask of rank {rank}")
     count = shape[1]
     compared = min(count, _COMPARED)
-    rows = values(name, 0, compared).astype("int64")
-    columns = values(name, count, count + compared).astype("int64")
-    least_out = int(values(name, count - 1, count)[0]) + 1
+    rows = whole(values(name, 0, compared), name)
+    columns = whole(values(name, count, count + compared), name)
+    least_out = int(whole(values(name, count - 1, count), name)[0]) + 1
     most_out = count // rank - int(columns.max()) - 1
     for out in range(max(1, least_out), min(most_out, least_out + _TRIED_SHAPES) + 1):
         into = count // rank - out

@@ -45,6 +45,7 @@ class TinyLoraProjections(LayerProjections):
         from adaptertool.projection.gaussian import gaussian
 
         key = _key(config)
+        _check_seeds(key, len(shapes))
         left = {name: _shape(name, shapes[name]) for name in sorted(shapes, key=natural)}
         heads = {name: values(name, 0, min(_COMPARED, shape[0] * shape[1] ** 2)) for name, shape in left.items()}
         order: list[str] = []
@@ -82,7 +83,8 @@ class TinyLoraProjections(LayerProjections):
         from adaptertool.projection.gaussian import GaussianMatrices
 
         order = layout_entry(layout, "order", list)
-        if sorted(map(str, order)) != sorted(shapes):
+        _check_seeds(key, len(shapes))
+        if not all(isinstance(name, str) for name in order) or sorted(order) != sorted(shapes):
             raise CannotDrawError("the recipe's order is not that of the file's layers")
         return GaussianMatrices(key, {name: _shape(name, shapes[name]) for name in order}, (SAME_MODULES,))
 
@@ -91,6 +93,11 @@ class TinyLoraProjections(LayerProjections):
         missing = [module for module in self.target_modules(tensors) if f"{module}.tinylora_P" not in tensors]
         if missing:
             raise CannotDrawError(f"{missing[0]} has no tinylora_P in the file, and others have one")
+
+
+def _check_seeds(key: int, layers: int) -> None:
+    if key + layers >= 2**64:
+        raise CannotDrawError(f"seed {key} leaves no seeds for {layers} layers")
 
 
 def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, natural
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, natural, whole
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adaptertool.projection.recipe import Recipe
 
 _COMPARED = 64
-_MOST_PLACES = 1 << 31
+_MOST_PLACES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,10 @@ class UniLoraProjections(LayerProjections):
         sizes = {module: tuple(_numel(shape) for shape in pair) for module, pair in layers.items()}
         length = _length(config)
         count = sum(sum(pair) for pair in sizes.values())
-        if count > _MOST_PLACES:
-            raise CannotDrawError(f"{count} places are more than any adapter has")
+        _check_size(count, length)
         drawn = balanced_indices(_key(config), count, length)
         heads = {
-            module: values(f"{module}.unilora_indices_A", 0, min(_COMPARED, sizes[module][0])).astype("int64")
+            module: whole(values(f"{module}.unilora_indices_A", 0, min(_COMPARED, sizes[module][0])), module)
             for module in sorted(layers, key=natural)
         }
         order: list[str] = []
@@ -82,7 +81,8 @@ class UniLoraProjections(LayerProjections):
 
         layers = self._layers(shapes)
         order = layout_entry(layout, "order", list)
-        if sorted(map(str, order)) != sorted(layers) or length < 1 or key < 0:
+        _check_size(sum(_numel(shape) for pair in layers.values() for shape in pair), length)
+        if not all(isinstance(module, str) for module in order) or sorted(order) != sorted(layers) or key < 0:
             raise CannotDrawError("the recipe's order is not that of the file's modules")
         return BalancedIndices(key, length, {module: layers[module] for module in order}, (SAME_MODULES,))
 
@@ -93,10 +93,15 @@ class UniLoraProjections(LayerProjections):
             found = [
                 [shapes.get(f"{module}.unilora_{what}_{side}", ()) for side in "AB"] for what in ("indices", "scales")
             ]
-            if found[0] != found[1] or not all(len(shape) == 2 for shape in found[0]):
+            if found[0] != found[1] or not all(len(shape) == 2 and 0 not in shape for shape in found[0]):
                 raise CannotDrawError(f"the indices and scales of {module} are incomplete")
             layers[module] = found[0][0], found[0][1]
         return layers
+
+
+def _check_size(count: int, length: int) -> None:
+    if count > _MOST_PLACES or not 0 < length <= _MOST_PLACES:
+        raise CannotDrawError(f"{length} numbers at {count} places are more than any adapter has")
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def gaussian(key: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """Normal numbers of deviation 1/sqrt(r) in the shape (u, r, r), flat.
 

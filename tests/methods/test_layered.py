@@ -31,6 +31,7 @@ from tests.methods.rewriting import (
 from tests.methods.written import CANNOT_ATTACH, FAMILIES, base, configured, shake, write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PARTS = {
@@ -278,6 +279,9 @@ def test_a_recipe_that_was_tampered_with_restores_nothing(peft_type: str, tmp_pa
         record = json.loads(file.metadata()["adaptertool"])
     state = tensors(tmp_path / "slim")
     layouts: list[object] = [{}, {"layers": 1}, {"order": [1, None]}, {"dimensions": {"a": "b"}}]
+    names = list(record["tensors"])
+    layouts += [{"layers": dict.fromkeys(names, wrong)} for wrong in (3, [1], [0, 4], ["a", 1], [2**40, 1])]
+    layouts += [{"order": names, "length": wrong} for wrong in (0, -1, 2**40, "a")]
     if peft_type == "SHIRA":
         layouts.append({"layers": {name: [3, 5] for name in record["recipe"]["layout"]["layers"]}})
     if "order" in record["recipe"]["layout"]:
@@ -287,6 +291,65 @@ def test_a_recipe_that_was_tampered_with_restores_nothing(peft_type: str, tmp_pa
         save_file(state, path, metadata={"format": "pt", "adaptertool": text})
         assert adaptertool.restore(tmp_path / "slim", dry_run=True).action == "refused", layout
         adaptertool.inspect(tmp_path / "slim")
+
+
+def flattened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1)
+
+
+def empty(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:0]
+
+
+def not_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.full(tensor.shape, float("nan"))
+
+
+def small(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.int8)
+
+
+def negative(tensor: torch.Tensor) -> torch.Tensor:
+    return -tensor - 1
+
+
+def huge(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.full(tensor.shape, 2**62, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("change", [flattened, empty, not_numbers, small, negative, huge])
+@pytest.mark.parametrize("peft_type", PARTS)
+def test_what_peft_never_wrote_is_refused(
+    peft_type: str, change: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    write(tmp_path / "adapter", peft_type)
+    first = min(expected(peft_type, tmp_path / "adapter"))
+    for number, names in enumerate(({first}, expected(peft_type, tmp_path / "adapter"))):
+
+        def spoil(state: dict[str, torch.Tensor], names: set[str] = names) -> None:
+            for name in names:
+                state[name] = change(state[name]).contiguous()
+
+        folder = changed(tmp_path / "adapter", tmp_path / str(number), spoil)
+        result = adaptertool.slim(folder, dry_run=True)
+        assert result.action == "refused", names
+        adaptertool.inspect(folder)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "field", "value"),
+    [
+        ("UNILORA", "theta_d_length", 2**31),
+        ("TINYLORA", "projection_seed", 2**64 - 1),
+        ("SHIRA", "random_seed", 2**64 - 1),
+        ("FROD", "sparse_rate", float("nan")),
+        ("FROD", "sparse_rate", "many"),
+    ],
+)
+def test_values_that_no_one_means_cost_nothing(peft_type: str, field: str, value: object, tmp_path: Path) -> None:
+    write(tmp_path, peft_type)
+    configure(tmp_path, **{field: value})
+    assert adaptertool.slim(tmp_path, dry_run=True).action == "refused"
 
 
 def test_without_a_fingerprint_a_layers_own_tensors_are_not_guessed(tmp_path: Path) -> None:
