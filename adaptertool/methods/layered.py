@@ -76,10 +76,7 @@ class LayerProjections:
 
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the layers do not say which of them is which."""
-        raise CannotDrawError(
-            "each layer has its own, which only a fingerprint names",
-            "PEFT draws them when it loads the adapter; save it from there to have them in the file.",
-        )
+        raise CannotDrawError("each layer has its own")
 
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """The modules with a trained tensor."""

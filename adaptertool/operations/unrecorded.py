@@ -37,6 +37,11 @@ def recipe_without_fingerprint(
             "nothing says which torch drew the projections that the adapter was trained with",
             "Name it with --for-torch VERSION; torch 2.12 changed what is drawn.",
         )
+    if not rule.shared:
+        raise CannotDrawError(
+            "each layer has its own, and without a fingerprint nothing says which layer has which",
+            "PEFT draws them when it loads the adapter; save it from there to have them in the file.",
+        )
     shapes = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
     basis = rule.basis(adapter.config, shapes, {})
 

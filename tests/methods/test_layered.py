@@ -358,6 +358,10 @@ def test_without_a_fingerprint_a_layers_own_tensors_are_not_guessed(tmp_path: Pa
     assert report.projections is not None
     assert report.projections.verdict == "absent"
     assert report.findings == ()
+    for base_model in (None, str(tmp_path)):
+        result = adaptertool.restore(tmp_path / "adapter", base=base_model, dry_run=True)
+        assert result.action == "refused"
+        assert "each layer has its own" in (result.reason or "")
 
 
 @pytest.mark.parametrize(("numel", "count"), [(1, 1), (2, 2), (2, 0), (10, 10), (1000, 3), (300_000, 20_000)])
