@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapted import AdaptedLayer
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
-    from adaptertool.methods.merge_rules import BiasUpdate, MergeRule
+    from adaptertool.methods.merging import BiasUpdate, MergeRule
 
 REMOTE_SCAN_BYTES = 64 << 20
 """How much of what is added to weights is looked through for NaN and infinity, over the network."""

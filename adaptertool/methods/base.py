@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.merging import MergeRule
     from adaptertool.projection.basis import Basis
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.stored import Stored
@@ -155,6 +156,14 @@ class Method(Protocol):
     @property
     def projections(self) -> Projections | None:
         """Its tensors that need not be stored, where it has some."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of its trained tensors begin with, within their module."""
+
+    @property
+    def merge(self) -> MergeRule | None:
+        """What merging it into a base model needs; None where that is not known."""
 
     def rank(self, config: AdapterConfig) -> int | None:
         """The rank, for methods that have one.

@@ -1,13 +1,21 @@
-"""BEFT: a bias a target layer, added to the base layer's own (`peft/tuners/beft/layer.py`)."""
+"""BEFT: a bias a target layer, added to the base layer's own.
+
+Source: `peft/tuners/beft/layer.py`, read at 0.21.2. `beft_bias` has shape (1, out_features). The base layer is an `nn.Linear`;
+anything else raises TypeError when the adapter is attached.
+"""
 
 from __future__ import annotations
 
-from adaptertool.methods.merge_rules import BiasUpdate, MergeRule
+from adaptertool.methods.merging import BiasUpdate, MergeRule
+from adaptertool.methods.plain import PlainMethod
 
-BEFT_MERGE = MergeRule(
+BEFT = PlainMethod(
     "BEFT",
-    ("beft_",),
-    bias=BiasUpdate("beft_bias", "ValueError: Base layer has no bias, cannot merge bias adapter default", leading=(1,)),
-    linear_only=True,
+    "beft_",
+    merge=MergeRule(
+        bias=BiasUpdate(
+            "beft_bias", "ValueError: Base layer has no bias, cannot merge bias adapter default", leading=(1,)
+        ),
+        linear_only=True,
+    ),
 )
-"""`beft_bias` has shape (1, out_features). The base layer is an `nn.Linear`; anything else raises TypeError at attaching."""

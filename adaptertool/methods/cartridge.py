@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.methods.merging import no_merge
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ _DEFAULT_FROZEN = 1
 class Cartridge(PlainMethod):
     """See `adaptertool.methods.base.Method`."""
 
-    peft_type: str = "CARTRIDGE"
-    prefix: str | tuple[str, ...] = _TENSOR
-
     def trained(self, tensor: TensorInfo, config: AdapterConfig) -> int:
         """All rows but the frozen ones."""
         if tensor.name != _TENSOR or len(tensor.shape) != 2:
             return super().trained(tensor, config)
         frozen = config.integer("num_frozen_tokens", _DEFAULT_FROZEN, least=0)
         return max(0, tensor.shape[0] - frozen) * tensor.shape[1]
+
+
+CARTRIDGE = Cartridge(
+    "CARTRIDGE", _TENSOR, merge=no_merge("it learns a key-value cache, and there is no weight to merge it into")
+)

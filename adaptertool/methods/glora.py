@@ -54,4 +54,4 @@ class GloraProjections(LayerProjections):
         return Zeros(shapes)
 
 
-GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections())
+GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections(), merge=None)

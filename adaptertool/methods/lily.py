@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptertool.methods.layered import natural
+from adaptertool.methods.merging import no_merge
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.shared import SharedTensors
 from adaptertool.projection.stored import Stored
@@ -60,4 +61,4 @@ def _target(module: str, config: AdapterConfig | None) -> str:
     return fitting.pop() if len(fitting) == 1 else ""
 
 
-LILY = PlainMethod("LILY", "lily_", "r", projections=LilyTensors())
+LILY = PlainMethod("LILY", "lily_", "r", projections=LilyTensors(), merge=no_merge("its routers choose by the input"))

@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
-from adaptertool.methods.merge_rules import BiasUpdate, MergeRule
+from adaptertool.methods.merging import BiasUpdate, MergeRule
+from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,22 +66,20 @@ def _ends_with(pattern: str, module: str) -> bool:
         ) from error
 
 
-LORA_MERGE = MergeRule(
+LORA = PlainMethod(
     "LORA",
-    ("lora_",),
-    bias=BiasUpdate(
-        "lora_B.bias",
-        "RuntimeError: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
-        _scale,
+    "lora_",
+    "r",
+    merge=MergeRule(
+        bias=BiasUpdate(
+            "lora_B.bias",
+            "RuntimeError: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+            _scale,
+        ),
+        never=_never,
+        hazard=_hazard,
+        out_features="lora_B.weight",
+        in_features="lora_A.weight",
+        any_saved_module=True,
     ),
-    never=_never,
-    hazard=_hazard,
-    out_features="lora_B.weight",
-    in_features="lora_A.weight",
-    any_saved_module=True,
-)
-"""Layers without `lora_B.bias` need nothing of the base but the layer itself."""
-
-XLORA_MERGE = MergeRule(
-    "XLORA", (), hazard=lambda _: "X-LoRA weighs its experts by the input, and merge_and_unload leaves that out"
 )

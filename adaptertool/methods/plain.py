@@ -1,4 +1,4 @@
-"""Methods of which a few facts tell everything: a prefix, a rank, and which tensors need the base model.
+"""Methods of which a few facts tell everything: a prefix, a rank, which tensors need the base model, what merges.
 
 Source of the prefixes: `prefix` of each tuner class in PEFT 0.21.2.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adaptertool.methods.base import Note, Role, general_notes, general_role, general_trained
+from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, no_merge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,21 +47,30 @@ class PlainMethod:
         peft_type: As in `adapter_config.json`.
         prefix: What the names of its trained tensors begin with, within their module.
         rank_field: The config field with the rank.
+        default_rank: The rank where the config does not say.
         projections: Its tensors that need not be stored, where it has some.
         of_the_base: Its tensors that only the base model's weights could bring back.
+        merge: What merging it needs; None where that is not known.
     """
 
     peft_type: str
     prefix: str | tuple[str, ...]
     rank_field: str | None = None
+    default_rank: int | None = None
     projections: Projections | None = None
     of_the_base: tuple[OfTheBase, ...] = ()
+    merge: MergeRule | None = INTO_WEIGHTS
     known: ClassVar[bool] = True
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The prefix, or several."""
+        return (self.prefix,) if isinstance(self.prefix, str) else self.prefix
+
     def rank(self, config: AdapterConfig) -> int | None:
-        """The config's rank; None where the config does not say."""
+        """The config's rank; the default, if there is one, where the config does not say."""
         if self.rank_field is None or config.fields.get(self.rank_field) is None:
-            return None
+            return self.default_rank
         return config.integer(self.rank_field, 0)
 
     def role(self, name: str, config: AdapterConfig) -> Role:
@@ -69,8 +79,7 @@ class PlainMethod:
             return "projection"
         if any(one.matches(name) for one in self.of_the_base):
             return "other"
-        prefixes = (self.prefix,) if isinstance(self.prefix, str) else self.prefix
-        if any(name.startswith(prefix) or f".{prefix}" in name for prefix in prefixes):
+        if any(name.startswith(prefix) or f".{prefix}" in name for prefix in self.prefixes):
             return "trainable"
         return general_role(name, config)
 
@@ -94,6 +103,8 @@ class UnknownMethod:
 
     known = False
     projections = None
+    merge = None
+    prefixes = ()
 
     def __init__(self, peft_type: str) -> None:
         self.peft_type = peft_type
@@ -124,65 +135,32 @@ class UnknownMethod:
 DECOMPOSITION = "It stays, because a decomposition gives other bits on other machines and library versions."
 
 PLAIN_METHODS = (
-    PlainMethod("LORA", "lora_", "r"),
-    PlainMethod("ADALORA", "lora_", "init_r"),
+    PlainMethod("ADALORA", "lora_", "init_r", merge=MergeRule(any_saved_module=True)),
     PlainMethod(
-        "ADAMSS",
-        "adamss_",
-        "r",
-        of_the_base=(OfTheBase(r".*\.adamss_newB", "A frozen singular basis of each layer", DECOMPOSITION),),
+        "ADAPTION_PROMPT",
+        "adaption_",
+        merge=no_merge("it adds a gated attention branch that depends on the input"),
     ),
-    PlainMethod("ADAPTION_PROMPT", "adaption_"),
-    PlainMethod("BEFT", "beft_"),
     PlainMethod("BOFT", "boft_"),
     PlainMethod("C3A", "c3a_"),
-    PlainMethod("CPT", "prompt_embeddings"),
     PlainMethod("DEFT", "deft_", "r"),
-    PlainMethod(
-        "DELORA",
-        "delora_",
-        "r",
-        of_the_base=(
-            OfTheBase(
-                r".*\.delora_w_norm",
-                "The column norms of each layer's weight",
-                "They stay, because the base may be loaded in another dtype, or changed, and then give others.",
-            ),
-        ),
-    ),
     PlainMethod("FOURIERFT", "fourierft_"),
     PlainMethod("GRALORA", "gralora_", "r"),
-    PlainMethod("HIRA", "hira_", "r"),
+    PlainMethod("HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True)),
     PlainMethod("HRA", "hra_", "r"),
     PlainMethod("IA3", "ia3_"),
-    PlainMethod("LN_TUNING", "ln_tuning_"),
+    PlainMethod("LN_TUNING", "ln_tuning_", merge=None),
     PlainMethod("LOHA", "hada_", "r"),
     PlainMethod("LOKR", "lokr_", "r"),
     PlainMethod("MISS", "miss_", "r"),
-    PlainMethod("MULTITASK_PROMPT_TUNING", ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"), "num_ranks"),
     PlainMethod("OFT", "oft_", "r"),
-    PlainMethod("OSF", "osf_"),
+    PlainMethod("OSF", "osf_", merge=None),
     PlainMethod("PEANUT", "peanut_", "r"),
-    PlainMethod("POLY", "poly_", "r"),
-    PlainMethod("PREFIX_TUNING", "prompt_embeddings"),
-    PlainMethod("PROMPT_TUNING", "prompt_embeddings"),
+    PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
     PlainMethod("PSOFT", "psoft_", "r"),
-    PlainMethod("P_TUNING", "prompt_embeddings"),
     PlainMethod("ROAD", "road_"),
-    PlainMethod("SHADOW", "shadow_", "r"),
-    PlainMethod(
-        "SUPERTUNING",
-        "supertuning_",
-        "r",
-        of_the_base=(
-            OfTheBase(
-                r".*\.supertuning_indices",
-                "The places of each layer's largest weights",
-                "They stay, because a base that was loaded in another dtype, or changed, has its largest weights elsewhere.",
-            ),
-        ),
-    ),
+    PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
     PlainMethod("VBLORA", "vblora_", "r"),
     PlainMethod("WAVEFT", "waveft_"),
-    PlainMethod("XLORA", "internal_xlora_classifier"),
 )
+"""Those that have nothing else to be said of; the others have a file each."""

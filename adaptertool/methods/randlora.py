@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertool.methods.base import CannotDrawError, Note, Role, general_notes, general_role, general_trained
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.plain import PlainMethod
 from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _PROJECTION = re.compile(r"(?:(?P<module>.*)\.)?(?P<kind>randlora_[AB])")
 _TRAINED = re.compile(r"(?P<module>.*)\.(?P<kind>randlora_(lambda|gamma))")
 _CANONICAL_MODULE = "base_model"
+_DEFAULT_RANK = 32
 
 # What torch's Generator.manual_seed accepts.
 _SEEDS = (-(2**63), 2**64 - 1)
@@ -140,35 +142,9 @@ class RandLoraProjections:
         return tuple(dict.fromkeys(match["module"] for name in names if (match := _TRAINED.fullmatch(name))))
 
 
-class RandLora:
-    """See `adaptertool.methods.base.Method`."""
-
-    peft_type = "RANDLORA"
-    known = True
-    projections = RandLoraProjections()
-
-    def rank(self, config: AdapterConfig) -> int:
-        """`r`, by default 32."""
-        return _rank(config)
-
-    def role(self, name: str, config: AdapterConfig) -> Role:
-        """Lambda and gamma are trained, A and B are not."""
-        if _TRAINED.fullmatch(name):
-            return "trainable"
-        return "projection" if _PROJECTION.fullmatch(name) else general_role(name, config)
-
-    def trained(self, tensor: TensorInfo, config: AdapterConfig) -> int:
-        """All of its numbers, but for embeddings that are only saved."""
-        return general_trained(tensor, self.role(tensor.name, config), config)
-
-    def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
-        """Only what every method's file can hold."""
-        return general_notes(tensors)
-
-
 def _rank(config: AdapterConfig) -> int:
     # No layer is as wide as 2^31; a rank beyond that is a slip or an attack, not a setting.
-    return config.integer("r", 32, least=1, most=2**31)
+    return config.integer("r", _DEFAULT_RANK, least=1, most=2**31)
 
 
 _KINDS: dict[str, Literal["dense", "sparse", "very-sparse"]] = {
@@ -186,3 +162,12 @@ def _kind(config: AdapterConfig) -> Literal["dense", "sparse", "very-sparse"]:
 
 def _x(shape: tuple[int, ...]) -> str:
     return "x".join(str(dim) for dim in shape)
+
+
+RANDLORA = PlainMethod(
+    "RANDLORA",
+    ("randlora_lambda", "randlora_gamma"),
+    "r",
+    default_rank=_DEFAULT_RANK,
+    projections=RandLoraProjections(),
+)

@@ -51,4 +51,4 @@ def _is_targeted(module: str, config: AdapterConfig) -> bool:
         return False
 
 
-TRAINABLE_TOKENS = PlainMethod("TRAINABLE_TOKENS", "trainable_tokens_", projections=TokenTensors())
+TRAINABLE_TOKENS = PlainMethod("TRAINABLE_TOKENS", "trainable_tokens_", projections=TokenTensors(), merge=None)

@@ -18,7 +18,7 @@ from adaptertool.merge.live import build_live_model
 from adaptertool.merge.result import CONTRADICTION, HAZARD, BaseReport, MergeReport
 from adaptertool.merge.trial import Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
-from adaptertool.methods.merge_rules import MergeRule, merge_rules
+from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
     from adaptertool.merge.result import LayerResult
+    from adaptertool.methods.merging import MergeRule
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """The dtypes in which a merge can be tried."""
@@ -79,14 +80,15 @@ def check_merge(
             f"a threshold of {threshold} makes no sense", hint="It is a share of the update: 0.25 is a quarter."
         )
     opened = open_adapter(open_target(adapter, revision=revision, subfolder=subfolder, token=token))
-    rule = merge_rules().get(opened.config.peft_type)
+    method = method_of(opened.config)
+    rule = method.merge
     if rule is None:
         note = f"Whether {opened.config.peft_type} adapters merge was not looked into."
         return MergeReport(opened, None, None, threshold, (), (), note=note)
     if (why := rule.never(opened.config.fields)) is not None:
         message = f"{opened.config.peft_type} has no merge: {why}"
         return _without_base(opened, Finding("ADP206", message, fix="Serve the adapter unmerged."), threshold)
-    adapted = adapted_layers(opened.weights.tensors.values(), rule.prefixes) if rule.prefixes else ()
+    adapted = adapted_layers(opened.weights.tensors.values(), method.prefixes)
     if not adapted:
         if (hazard := rule.hazard(opened.config.fields)) is not None:
             return _without_base(opened, Finding(HAZARD, hazard, fix="Serve the adapter unmerged."), threshold)
@@ -221,7 +223,7 @@ def _saved_modules(adapter: Adapter, rule: MergeRule) -> tuple[Finding, ...]:
         Finding(
             "ADP207",
             f"{module} is saved whole (modules_to_save) and has no weight of its own; PEFT raises AttributeError: object has "
-            f"no attribute 'weight' when it puts such a module back after merging {rule.peft_type} layers",
+            f"no attribute 'weight' when it puts such a module back after merging {adapter.config.peft_type} layers",
             tuple(name for name in adapter.weights.tensors if f".{module}." in f".{name}"),
             1,
         )

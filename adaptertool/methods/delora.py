@@ -1,0 +1,18 @@
+"""DeLoRA: a normalised low-rank update, scaled by the norms of the base's weight."""
+
+from __future__ import annotations
+
+from adaptertool.methods.plain import OfTheBase, PlainMethod
+
+DELORA = PlainMethod(
+    "DELORA",
+    "delora_",
+    "r",
+    of_the_base=(
+        OfTheBase(
+            r".*\.delora_w_norm",
+            "The column norms of each layer's weight",
+            "They stay, because the base may be loaded in another dtype, or changed, and then give others.",
+        ),
+    ),
+)

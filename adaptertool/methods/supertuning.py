@@ -1,0 +1,18 @@
+"""SuperTuning: the largest weights of each layer are trained, at places that the base's weights decide."""
+
+from __future__ import annotations
+
+from adaptertool.methods.plain import OfTheBase, PlainMethod
+
+SUPERTUNING = PlainMethod(
+    "SUPERTUNING",
+    "supertuning_",
+    "r",
+    of_the_base=(
+        OfTheBase(
+            r".*\.supertuning_indices",
+            "The places of each layer's largest weights",
+            "They stay, because a base that was loaded in another dtype, or changed, has its largest weights elsewhere.",
+        ),
+    ),
+)
