@@ -78,6 +78,6 @@ def command(
             token=token,
             progress=progress,
         )
-    report(result, "restore", format)
+    report(result, format)
     if result.action == "refused":
         raise typer.Exit(1)

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from adaptertool.operations.rewrite import Rewrite
 
 
-def report(result: Rewrite, command: str, form: Format) -> None:
+def report(result: Rewrite, form: Format) -> None:
     """Print the result of a command that rewrites checkpoints."""
     if form is Format.json:
         from adaptertool.report.json import rewrite_document
 
-        print_json(rewrite_document(result, command))
+        print_json(rewrite_document(result))
     else:
         from adaptertool.report.text import rewrite_text
 

@@ -70,6 +70,6 @@ def command(
             token=token,
             progress=progress,
         )
-    report(result, "slim", format)
+    report(result, format)
     if result.action == "refused" or (check and result.action != "nothing-to-do"):
         raise typer.Exit(1)

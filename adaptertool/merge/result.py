@@ -1,13 +1,9 @@
-"""What a dry run of a merge found."""
+"""What a dry run of a merge finds out about layers and their base."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.findings import Finding
+from typing import Literal
 
 Status = Literal["ok", "blocked", "lossy", "unknown"]
 Verdict = Literal["mergeable", "not-mergeable", "lossy", "unknown"]
@@ -87,50 +83,6 @@ class WayOut:
     other_biases: tuple[str, ...]
     biased_layers: tuple[str, ...]
     text: str
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """Whether an adapter would merge into its base.
-
-    Attributes:
-        adapter: The adapter, as it was opened.
-        base: Where the base was read from; None where it was not needed, because the method has no merge.
-        dtype: The dtype that the merge was tried in; None where no values were added.
-        threshold: The `rounding_loss` above which a layer counts as lossy.
-        layers: Every layer that the adapter changes, in the order of its file.
-        findings: What was found, one for each reason.
-        ways_out: What can be done about missing biases; empty where none are missing.
-        note: What else there is to say, in a sentence: a method that was not looked into, an update that is all zero.
-    """
-
-    adapter: Adapter
-    base: BaseReport | None
-    dtype: str | None
-    threshold: float
-    layers: tuple[LayerResult, ...]
-    findings: tuple[Finding, ...]
-    ways_out: tuple[WayOut, ...] = ()
-    note: str | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        """One blocked layer makes the whole not mergeable; else one unknown layer makes it unknown."""
-        if any(finding.severity == "error" and finding.code != HAZARD for finding in self.findings):
-            return "not-mergeable"
-        statuses = {layer.status for layer in self.layers}
-        if "blocked" in statuses:
-            return "not-mergeable"
-        if "unknown" in statuses:
-            return "unknown"
-        if "lossy" in statuses or any(finding.code == HAZARD for finding in self.findings):
-            return "lossy"
-        return "mergeable" if statuses else "unknown"
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command line."""
-        return EXIT_CODES[self.verdict]
 
 
 CONTRADICTION = "ADP208"

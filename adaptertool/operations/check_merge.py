@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,12 @@ from adaptertool.merge.consistency import against_configs, targeted_without_tens
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.live import build_live_model
-from adaptertool.merge.result import CONTRADICTION, HAZARD, BaseReport, MergeReport
+from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport
 from adaptertool.merge.trial import Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
+from adaptertool.operations.inspect import describe_adapter, describe_target
+from adaptertool.operations.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapted import AdaptedLayer
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
-    from adaptertool.merge.result import LayerResult
+    from adaptertool.merge.result import LayerResult, Verdict, WayOut
     from adaptertool.methods.merging import MergeRule
+    from adaptertool.operations.inspect import AdapterReport, TargetReport
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """The dtypes in which a merge can be tried."""
@@ -41,6 +45,52 @@ DEFAULT_THRESHOLD = 0.25
 A bfloat16 bias of 1 has neighbours 0.0078 apart, so that rounding errors of about 0.002 a value are normal. An update of 0.02
 a value then loses a tenth of its length, one of 0.005 almost half.
 """
+
+
+@dataclass(frozen=True)
+class MergeReport(Result):
+    """The result of `check_merge`: whether an adapter would merge into its base.
+
+    Attributes:
+        target: Where the adapter was read from.
+        adapter: What it is.
+        base: Where the base was read from; None where it was not needed, because the method has no merge.
+        dtype: The dtype that the merge was tried in; None where no values were added.
+        threshold: The `rounding_loss` above which a layer counts as lossy.
+        layers: Every layer that the adapter changes, in the order of its file.
+        findings: What was found, one for each reason.
+        ways_out: What can be done about missing biases; empty where none are missing.
+        note: What else there is to say, in a sentence: a method that was not looked into, an update that is all zero.
+    """
+
+    target: TargetReport
+    adapter: AdapterReport
+    base: BaseReport | None
+    dtype: str | None
+    threshold: float
+    layers: tuple[LayerResult, ...]
+    findings: tuple[Finding, ...]
+    ways_out: tuple[WayOut, ...] = ()
+    note: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """One blocked layer makes the whole not mergeable; else one unknown layer makes it unknown."""
+        if any(finding.severity == "error" and finding.code != HAZARD for finding in self.findings):
+            return "not-mergeable"
+        statuses = {layer.status for layer in self.layers}
+        if "blocked" in statuses:
+            return "not-mergeable"
+        if "unknown" in statuses:
+            return "unknown"
+        if "lossy" in statuses or any(finding.code == HAZARD for finding in self.findings):
+            return "lossy"
+        return "mergeable" if statuses else "unknown"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line."""
+        return EXIT_CODES[self.verdict]
 
 
 def check_merge(
@@ -84,7 +134,7 @@ def check_merge(
     rule = method.merge
     if rule is None:
         note = f"Whether {opened.config.peft_type} adapters merge was not looked into."
-        return MergeReport(opened, None, None, threshold, (), (), note=note)
+        return MergeReport(describe_target(opened), describe_adapter(opened), None, None, threshold, (), (), note=note)
     if (why := rule.never(opened.config.fields)) is not None:
         message = f"{opened.config.peft_type} has no merge: {why}"
         return _without_base(opened, Finding("ADP206", message, fix="Serve the adapter unmerged."), threshold)
@@ -112,7 +162,8 @@ def check_merge(
     checked += targeted_without_tensors(opened, adapted, base_model)
     folder = base_model.folder
     return MergeReport(
-        opened,
+        describe_target(opened),
+        describe_adapter(opened),
         BaseReport(
             folder.location, folder.kind, folder.revision, source, folder.requests, folder.bytes_read, code.model_type
         ),
@@ -126,7 +177,7 @@ def check_merge(
 
 
 def _without_base(adapter: Adapter, finding: Finding, threshold: float) -> MergeReport:
-    return MergeReport(adapter, None, None, threshold, (), (finding,))
+    return MergeReport(describe_target(adapter), describe_adapter(adapter), None, None, threshold, (), (finding,))
 
 
 def _dtype(name: str | None) -> str | None:

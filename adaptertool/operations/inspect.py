@@ -12,6 +12,7 @@ from adaptertool.findings import Finding
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
+from adaptertool.operations.result import Result
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.loader import loader_for, torch_is_installed
 
@@ -79,7 +80,7 @@ class RoleSize:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Result):
     """The result of `inspect`.
 
     Attributes:

@@ -76,7 +76,7 @@ def restore(
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
     destination.check(adapter)
-    result = replace(unchanged(adapter), dry_run=dry_run)
+    result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = method_of(adapter.config).projections
     if rule is None:
         return replace(result, reason=f"{adapter.config.peft_type} has no projections that are drawn from a seed")

@@ -18,6 +18,7 @@ from adaptertool.checkpoint.writer import (
 )
 from adaptertool.errors import UsageError
 from adaptertool.operations.inspect import TargetReport, describe_target
+from adaptertool.operations.result import Result
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.progress import Progress
 
+Command = Literal["slim", "restore"]
 Action = Literal["stripped", "kept-one-copy", "restored", "nothing-to-do", "refused"]
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class Rewrite(Result):
     """The result of `slim` and of `restore`.
 
     Attributes:
+        command: Which of the two.
         target: What was read.
         dry_run: Whether nothing was written on request.
         action: What was done, or would be.
@@ -48,6 +51,7 @@ class Rewrite:
         hint: What to do after a refusal.
     """
 
+    command: Command
     target: TargetReport
     dry_run: bool
     action: Action
@@ -63,10 +67,10 @@ class Rewrite:
     hint: str | None = None
 
 
-def unchanged(adapter: Adapter) -> Rewrite:
+def unchanged(adapter: Adapter, command: Command) -> Rewrite:
     """The result of having done nothing yet."""
     size = adapter.weights.file_bytes
-    return Rewrite(describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+    return Rewrite(command, describe_target(adapter), False, "nothing-to-do", None, None, size, size)
 
 
 @dataclass(frozen=True)

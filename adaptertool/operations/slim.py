@@ -78,7 +78,7 @@ def slim(
     if base is not None and rule is not None and rule.shared and stored:
         disproof = _disproof(adapter, rule, stored, base, token)
         if disproof is not None and not keep_one_copy:
-            result = replace(unchanged(adapter), action="refused", dry_run=dry_run, reason=disproof)
+            result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
             return replace(result, hint=_one_copy_hint(adapter))
         proven = disproof is None
     plan = _plan(
@@ -131,7 +131,7 @@ def _plan(
     shapes_proven: bool,
     progress: Progress,
 ) -> _Plan:
-    result = unchanged(adapter)
+    result = unchanged(adapter, "slim")
     if rule is None:
         reason = f"this {adapter.config.peft_type} adapter stores nothing that could be drawn again, and nothing twice"
         return _Plan(replace(result, reason=reason))

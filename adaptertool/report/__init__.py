@@ -1,1 +1,1 @@
-"""Results as text, JSON, and what pipelines read. Pure functions of a result; nothing here prints."""
+"""Results as text, JSON, HTML, and what pipelines read. Pure functions of a result; nothing here prints."""

@@ -46,11 +46,11 @@ def inspection_document(result: Inspection) -> dict[str, Any]:
     }
 
 
-def rewrite_document(result: Rewrite, command: str) -> dict[str, Any]:
+def rewrite_document(result: Rewrite) -> dict[str, Any]:
     """`slim --format json` and `restore --format json`."""
-    changed = "restored" if command == "restore" else "removed"
+    changed = "restored" if result.command == "restore" else "removed"
     return {
-        "schema": f"adaptertool/{command}/1",
+        "schema": f"adaptertool/{result.command}/1",
         "version": __version__,
         "target": target_block(result.target),
         "dry_run": result.dry_run,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adaptertool import __version__
-from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.report.json import adapter_block, findings_block, target_block
 
 if TYPE_CHECKING:
-    from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.result import BaseReport, LayerResult, MergeReport, WayOut
+    from adaptertool.merge.result import BaseReport, LayerResult, WayOut
+    from adaptertool.operations.check_merge import MergeReport
+    from adaptertool.operations.inspect import AdapterReport
 
 
 def merge_document(report: MergeReport) -> dict[str, Any]:
@@ -18,8 +18,8 @@ def merge_document(report: MergeReport) -> dict[str, Any]:
     return {
         "schema": "adaptertool/check-merge/1",
         "version": __version__,
-        "adapter": adapter_block(describe_adapter(report.adapter)),
-        "target": target_block(describe_target(report.adapter)),
+        "adapter": adapter_block(report.adapter),
+        "target": target_block(report.target),
         "base": _base(report.base) if report.base else _unopened(report.adapter),
         "verdict": report.verdict,
         "dtype": report.dtype,
@@ -31,10 +31,10 @@ def merge_document(report: MergeReport) -> dict[str, Any]:
     }
 
 
-def _unopened(adapter: Adapter) -> dict[str, Any]:
+def _unopened(adapter: AdapterReport) -> dict[str, Any]:
     """A base that nothing had to be read of: no base would make a difference to the answer."""
     return {
-        "location": adapter.config.text_or_none("base_model_name_or_path"),
+        "location": adapter.base_model,
         "kind": None,
         "revision": None,
         "source": "headers",

@@ -15,7 +15,8 @@ from adaptertool.words import collapsed, plural, printable, shortened, size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adaptertool.merge.result import LayerResult, MergeReport
+    from adaptertool.merge.result import LayerResult
+    from adaptertool.operations.check_merge import MergeReport
 
 _VERDICT_STYLES = {
     "mergeable": "bold green",
@@ -61,8 +62,8 @@ def merge_text(report: MergeReport, *, all_layers: bool = False) -> RenderableTy
 
 
 def _head(report: MergeReport) -> Text:
-    text = Text(shortened(report.adapter.folder.location), style="bold")
-    facts = [f"{report.adapter.config.peft_type} adapter"]
+    text = Text(shortened(report.target.location), style="bold")
+    facts = [f"{report.adapter.peft_type} adapter"]
     if report.layers:
         facts.append(plural(len(report.layers), "layer"))
     text.append("\n" + shortened(", ".join(facts)), style="not bold")

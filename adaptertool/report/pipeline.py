@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adaptertool.findings import Finding
-    from adaptertool.merge.result import LayerResult, MergeReport, Status
+    from adaptertool.merge.result import LayerResult, Status
+    from adaptertool.operations.check_merge import MergeReport
     from adaptertool.operations.inspect import Inspection
 
 Outcome = Literal["passed", "failed", "open"]
@@ -62,7 +63,6 @@ class PipelineResult:
 
 def merge_result(report: MergeReport) -> PipelineResult:
     """A dry run of a merge: one check for each layer."""
-    adapter = report.adapter
     counts: dict[str, int] = {}
     for layer in report.layers:
         if layer.status == "unknown":
@@ -78,11 +78,11 @@ def merge_result(report: MergeReport) -> PipelineResult:
     if not checks:
         checks = [Check("merge", "open", None, report.note or "")]
         open_questions = [report.note or "nothing could be checked"]
-    where = adapter.folder
+    target = report.target
     return PipelineResult(
         "check-merge",
-        where.location,
-        artifact_uri(where.location, where.kind, where.revision, adapter.weights_name),
+        target.location,
+        artifact_uri(target.location, target.kind, target.revision, target.weights),
         f"{report.verdict}: {summary_of(report)}",
         report.exit_code,
         report.findings,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from adaptertool.merge.result import MergeReport
+    from adaptertool.operations.check_merge import MergeReport
     from tests.merge.models import Outcome
 
 BEFT_RECIPES = [name for name in RECIPES if name not in ("gpt2", "roberta")]

@@ -14,8 +14,9 @@ from rich.console import Console
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.findings import CODES, Finding
-from adaptertool.merge.result import BaseReport, LayerResult, MergeReport
-from adaptertool.operations.check_merge import check_merge
+from adaptertool.merge.result import BaseReport, LayerResult
+from adaptertool.operations.check_merge import MergeReport, check_merge
+from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.report.github import github_annotations
 from adaptertool.report.junit import junit_xml
 from adaptertool.report.merge_json import merge_document
@@ -46,7 +47,10 @@ def large(beft_of: Callable[[str], Path]) -> MergeReport:
         Finding("ADP205", "1 layer loses", ("x",), 1),
     )
     base = BaseReport("org/base", "hub", "c" * 40, "headers", 3, 12345, "llama")
-    return MergeReport(open_adapter(open_target(beft_of("qwen2"))), base, "bfloat16", 0.25, tuple(layers), findings)
+    adapter = open_adapter(open_target(beft_of("qwen2")))
+    return MergeReport(
+        describe_target(adapter), describe_adapter(adapter), base, "bfloat16", 0.25, tuple(layers), findings
+    )
 
 
 def shown(report: MergeReport, *, all_layers: bool = False, width: int = 80) -> str:

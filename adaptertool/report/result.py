@@ -1,0 +1,73 @@
+"""Any result, whichever command it is of, as JSON and as HTML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from adaptertool.operations.result import Result
+
+HTML_COLUMNS = 110
+"""How wide a report is in a notebook, in characters; a narrower cell gets a scroll bar."""
+
+
+def document(result: Result) -> dict[str, Any]:
+    """Any result as its command's JSON document."""
+    from adaptertool.operations.check_merge import MergeReport
+    from adaptertool.operations.inspect import Inspection
+    from adaptertool.operations.rewrite import Rewrite
+    from adaptertool.report.json import inspection_document, rewrite_document
+    from adaptertool.report.merge_json import merge_document
+
+    match result:
+        case Inspection():
+            return inspection_document(result)
+        case Rewrite():
+            return rewrite_document(result)
+        case MergeReport():
+            return merge_document(result)
+    raise TypeError(f"{type(result).__name__} is no result of a command")
+
+
+def _text(result: Result) -> RenderableType:
+    """Any result as its command's text report."""
+    from adaptertool.operations.check_merge import MergeReport
+    from adaptertool.operations.inspect import Inspection
+    from adaptertool.operations.rewrite import Rewrite
+    from adaptertool.report.merge_text import merge_text
+    from adaptertool.report.text import inspection_text, rewrite_text
+
+    match result:
+        case Inspection():
+            return inspection_text(result)
+        case Rewrite():
+            return rewrite_text(result)
+        case MergeReport():
+            return merge_text(result)
+    raise TypeError(f"{type(result).__name__} is no result of a command")
+
+
+def html(result: Result) -> str:
+    """The text report as HTML: one `pre` element with its colours, everything in it escaped, no script and no style sheet."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(),
+        record=True,
+        width=HTML_COLUMNS,
+        force_terminal=True,
+        force_jupyter=False,
+        color_system="truecolor",
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    console.print(_text(result))
+    style = "overflow-x:auto;white-space:pre;line-height:normal;font-family:Menlo,'DejaVu Sans Mono',consolas,monospace"
+    page = console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
+    # Rich writes the terminal's own colour as black, which a dark notebook would not show.
+    return page.replace("color: #000000; text-decoration-color: #000000", "color: inherit")
