@@ -1,30 +1,15 @@
 """What the tool knows about each PEFT method: which tensor plays which role, what is drawn from a seed, what merges.
 
-A method with more to say than a prefix has a file of its own; adding one is that file and a line in the table here.
+A method with more to say than a prefix has a file of its own; adding one is that file and a line in the table here. A file is
+imported when a checkpoint is of its method: all of them together cost more than reading a header.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from adaptertool.methods.adamss import ADAMSS
-from adaptertool.methods.beft import BEFT
-from adaptertool.methods.cartridge import CARTRIDGE
-from adaptertool.methods.delora import DELORA
-from adaptertool.methods.frod import FROD
-from adaptertool.methods.glora import GLORA
-from adaptertool.methods.lily import LILY
-from adaptertool.methods.lora import LORA
 from adaptertool.methods.plain import PLAIN_METHODS, UnknownMethod
-from adaptertool.methods.prompt_learning import PROMPT_LEARNING
-from adaptertool.methods.randlora import RANDLORA
-from adaptertool.methods.shira import SHIRA
-from adaptertool.methods.supertuning import SUPERTUNING
-from adaptertool.methods.tinylora import TINYLORA
-from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
-from adaptertool.methods.unilora import UNILORA
-from adaptertool.methods.vera import PVERA, VERA
-from adaptertool.methods.xlora import XLORA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,31 +17,42 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.methods.base import Method
 
-_WITH_A_FILE: tuple[Method, ...] = (
-    ADAMSS,
-    BEFT,
-    CARTRIDGE,
-    DELORA,
-    FROD,
-    GLORA,
-    LILY,
-    LORA,
-    *PROMPT_LEARNING,
-    PVERA,
-    RANDLORA,
-    SHIRA,
-    SUPERTUNING,
-    TINYLORA,
-    TRAINABLE_TOKENS,
-    UNILORA,
-    VERA,
-    XLORA,
-)
+_FILES: Mapping[str, str] = {
+    "ADAMSS": "adamss",
+    "BEFT": "beft",
+    "CARTRIDGE": "cartridge",
+    "CPT": "prompt_learning",
+    "DELORA": "delora",
+    "FROD": "frod",
+    "GLORA": "glora",
+    "LILY": "lily",
+    "LORA": "lora",
+    "MULTITASK_PROMPT_TUNING": "prompt_learning",
+    "PREFIX_TUNING": "prompt_learning",
+    "PROMPT_TUNING": "prompt_learning",
+    "PVERA": "vera",
+    "P_TUNING": "prompt_learning",
+    "RANDLORA": "randlora",
+    "SHIRA": "shira",
+    "SUPERTUNING": "supertuning",
+    "TINYLORA": "tinylora",
+    "TRAINABLE_TOKENS": "trainable_tokens",
+    "UNILORA": "unilora",
+    "VERA": "vera",
+    "XLORA": "xlora",
+}
+"""Where the methods are that have a file: each is the constant of its name in that module of this package."""
 
-METHODS: Mapping[str, Method] = {method.peft_type: method for method in (*PLAIN_METHODS, *_WITH_A_FILE)}
-"""All methods of PEFT 0.21.2, by `peft_type`."""
+_PLAIN: Mapping[str, Method] = {method.peft_type: method for method in PLAIN_METHODS}
+
+PEFT_TYPES = frozenset((*_PLAIN, *_FILES))
+"""All methods of PEFT 0.21.2."""
 
 
 def method_of(config: AdapterConfig) -> Method:
     """The method that a config names; one that claims nothing where this version does not know it."""
-    return METHODS.get(config.peft_type.upper()) or UnknownMethod(config.peft_type)
+    peft_type = config.peft_type.upper()
+    if peft_type in _FILES:
+        method: Method = getattr(importlib.import_module(f"{__name__}.{_FILES[peft_type]}"), peft_type)
+        return method
+    return _PLAIN.get(peft_type) or UnknownMethod(config.peft_type)

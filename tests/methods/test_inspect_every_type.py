@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import adaptertool
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
-from adaptertool.methods import METHODS
+from adaptertool.methods import PEFT_TYPES
 from adaptertool.operations.inspect import roles_of
 from tests.methods.written import (
     CANNOT_ATTACH,
@@ -56,7 +56,7 @@ def roles(folder: Path) -> dict[str, str]:
 
 
 def test_every_type_of_the_installed_peft_is_known() -> None:
-    assert set(peft_types()) == set(METHODS)
+    assert set(peft_types()) == PEFT_TYPES
 
 
 @pytest.mark.parametrize(("peft_type", "family"), cases())
