@@ -499,7 +499,7 @@ def http_library(session: object) -> ModuleType:
 def transport_errors(http: ModuleType) -> tuple[type[BaseException], ...]:
     """What that library raises where a connection fails."""
     if http.__name__ == "requests":
-        import urllib3.exceptions  # type: ignore[import-not-found]
+        import urllib3.exceptions
 
         # requests looks at the address of a redirect even where it does not follow it: ValueError.
         return (http.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
