@@ -14,6 +14,7 @@ from adaptertool import __version__
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.cli import check_merge, explain, inspect, restore, slim
 from adaptertool.cli.output import print_error
+from adaptertool.cli.parameters import spare_validators
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
 
 INTERRUPTED = 130
@@ -71,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     as_json = _asks_for_json(arguments)
+    program = typer.main.get_command(app)
+    spare_validators(program)
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="adaptertool", standalone_mode=False)
+        code = program.main(arguments, prog_name="adaptertool", standalone_mode=False)
         sys.stdout.flush()
     except AdapterToolError as error:
         print_error(error, as_json=as_json)

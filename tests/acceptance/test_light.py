@@ -17,7 +17,8 @@ SEEN = """
 import sys
 from adaptertool.cli import main
 code = main(sys.argv[1:])
-heavy = [name for name in ("torch", "numpy", "huggingface_hub", "transformers", "peft", "safetensors") if name in sys.modules]
+names = ("torch", "numpy", "huggingface_hub", "transformers", "peft", "safetensors", "pydantic")
+heavy = [name for name in names if name in sys.modules]
 print("imported:", ",".join(heavy), file=sys.stderr)
 sys.exit(code)
 """
