@@ -90,8 +90,14 @@ class BaseLayers:
             return self._with_bias(layer, found, code)
         return self._by_file(layer, found)
 
-    def needs_weight(self, module: str, live: CodeLayer | None = None) -> Layer:
-        """Whether the layer is there and its weight can be merged into."""
+    def needs_weight(self, module: str, live: CodeLayer | None = None, *, any_kind: bool = False) -> Layer:
+        """Whether the layer is there and its weight can be merged into.
+
+        Args:
+            module: Its path in the live model.
+            live: What the built model says of it, where it was built.
+            any_kind: Whether it need not be of a kind that the model's code is known to have, such as a norm.
+        """
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
@@ -99,7 +105,7 @@ class BaseLayers:
             return unsupported
         has_bias = code.bias if code is not None else (layer.bias_stored if found.module else None)
         layer = replace(layer, has_bias=has_bias, status="ok")
-        if found.module is not None and (code is not None or not self.code.known):
+        if found.module is not None and (any_kind or code is not None or not self.code.known):
             return layer
         if code is not None and (code.kind == "experts" or self._is_tied_head(module)):
             # Fused experts stand in the file one by one or under other names; a tied head is stored as the embedding.

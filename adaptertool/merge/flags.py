@@ -207,3 +207,17 @@ def _bias_fields(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, bo
             yield from _bias_fields(value, f"{path}{name}.")
         elif "bias" in name and isinstance(value, bool):
             yield path + name, value
+
+
+_SCALED = ("gemma", "t5gemma", "vaultgemma", "diffusion_gemma", "embedding_gemma", "minicpm3")
+
+
+def scales_embeddings(config: Mapping[str, Any]) -> bool:
+    """Whether the model's embedding module multiplies what it looks up by a factor.
+
+    Source: the classes named `*ScaledWordEmbedding` in transformers 5.23. Gemma's always do, those of BART's family where
+    `scale_embedding` is set.
+    """
+    text = config.get("text_config")
+    parts = [config, text] if isinstance(text, dict) else [config]
+    return any(part.get("scale_embedding") is True or str(part.get("model_type")).startswith(_SCALED) for part in parts)

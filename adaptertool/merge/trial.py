@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
+from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,19 +49,19 @@ class Trial:
         self.tied = tied
         self.dtypes: set[str] = set()
         self._hazard = rule.hazard(adapter.config.fields)
+        self._shared: str | None = None
         self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
 
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
         found = [(adapted, layer, self._update(adapted)) for adapted, layer in pairs]
         going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
-        self.base.load_headers(
-            name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
-        )
+        self.base.load_headers(name for adapted, layer, update in going for name in self._base_tensors(layer, update))
         checked = [
             (adapted, self._check_shape(adapted, layer, update) if layer.status == "ok" else layer, update)
             for adapted, layer, update in found
         ]
+        self._shared = self._shared_not_finite() if any(layer.status == "ok" for _, layer, _ in checked) else None
         biases = self.base.read(
             f"{layer.stored}.bias"
             for _, layer, update in checked
@@ -71,30 +73,21 @@ class Trial:
         bias = self.rule.bias
         return bias if bias is not None and bias.tensor in adapted.tensors else None
 
-    def _base_tensors(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Iterable[str]:
+    def _base_tensors(self, layer: Layer, update: BiasUpdate | None) -> Iterable[str]:
         """The base tensors whose shapes are held against the adapter's."""
         if update is not None and layer.bias_stored:
             yield f"{layer.stored}.bias"
         elif update is not None and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
-        if (
-            self._weight_dims(adapted)
-            and layer.layer_type != "quantized"
-            and f"{layer.stored}.weight" in self.base.files
-        ):
+        if self._sized(layer) and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
 
-    def _weight_dims(self, adapted: AdaptedLayer) -> tuple[int, int] | None:
-        """The (out_features, in_features) of the layer that the adapter's tensors are for, where they tell."""
-        if self.rule.out_features is None or self.rule.in_features is None:
-            return None
-        out, into = adapted.tensors.get(self.rule.out_features), adapted.tensors.get(self.rule.in_features)
-        if out is None or into is None or len(out.shape) != 2 or len(into.shape) != 2:
-            return None
-        return out.shape[0], into.shape[1]
+    def _sized(self, layer: Layer) -> bool:
+        """Whether the layer's weight is a matrix of which the adapter's tensors tell whether they are for it."""
+        return self.rule.fits is not None and layer.layer_type in ("linear", "conv1d")
 
     def _check_shape(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Layer:
-        weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(adapted, layer, update) else None
+        weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(layer, update) else None
         if update is not None:
             tensor = adapted.tensors[update.tensor]
             if layer.bias_stored:
@@ -112,25 +105,21 @@ class Trial:
                     reason=f"the adapter's {update.tensor} has shape {list(tensor.shape)}, and the base layer's out_features "
                     f"is {out_features}",
                 )
-        dims = self._weight_dims(adapted)
-        if (
-            dims is not None
-            and weight is not None
-            and len(weight.shape) == 2
-            and layer.layer_type in ("linear", "conv1d")
-        ):
-            stored = weight.shape if layer.layer_type == "linear" else weight.shape[::-1]
-            if dims != stored:
+        if self.rule.fits is not None and self._sized(layer) and weight is not None and len(weight.shape) == 2:
+            out, into = weight.shape if layer.layer_type == "linear" else weight.shape[::-1]
+            if not self.rule.fits(self.adapter.config.fields, adapted.tensors, out, into):
+                name, tensor = next(iter(adapted.tensors.items()))
                 return replace(
                     layer,
                     status="blocked",
                     code="ADP203",
-                    reason=f"the adapter is for a layer of shape {list(dims)}, and the base layer's is {list(stored)}",
+                    reason=f"the adapter is for a layer of another shape than the base's ({out} outputs, {into} inputs); its "
+                    f"{name} has shape {list(tensor.shape)}",
                 )
         return layer
 
-    def _has_weight_header(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> bool:
-        return f"{layer.stored}.weight" in self._base_tensors(adapted, layer, update)
+    def _has_weight_header(self, layer: Layer, update: BiasUpdate | None) -> bool:
+        return f"{layer.stored}.weight" in self._base_tensors(layer, update)
 
     def _try(
         self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None, biases: Mapping[str, bytes]
@@ -147,19 +136,27 @@ class Trial:
         )
         if layer.status != "ok":
             return result
-        if (broken := self._not_finite(adapted, update)) is not None:
+        if (broken := self._not_finite(adapted, update) or self._shared) is not None:
             return replace(
                 result,
                 status="blocked",
                 code="ADP204",
-                reason=f"the adapter's {broken} holds NaN or infinity; safe_merge=True raises, and without it the merged "
-                "weights are broken",
+                reason=f"the adapter's {broken} holds NaN or infinity; {self._noticed}",
             )
         if update is not None:
             result = self._try_bias(adapted, layer, update, biases.get(f"{layer.stored}.bias"), result)
-        if result.status == "ok" and (hazard := self._hazard or self._tied_hazard(adapted, layer, update)) is not None:
+        if (
+            result.status == "ok"
+            and (hazard := self._hazard or self._embedding_hazard(adapted, layer, update)) is not None
+        ):
             result = replace(result, status="lossy", code=HAZARD, reason=hazard)
         return result
+
+    @property
+    def _noticed(self) -> str:
+        if self.rule.looks:
+            return "safe_merge=True raises, and without it the merged weights are broken"
+        return "this method's merge never looks, not even with safe_merge=True, and the merged weights are broken"
 
     def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
         for name, tensor in adapted.tensors.items():
@@ -170,10 +167,30 @@ class Trial:
                 return name
         return None
 
-    def _tied_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
-        if not self.tied or (update is not None and len(adapted.tensors) == 1):
-            return None
+    def _shared_not_finite(self) -> str | None:
+        """A tensor that all layers share, stored right under `base_model.`, which PEFT loads and which is broken."""
+        method, config = method_of(self.adapter.config), self.adapter.config
+        rule = method.projections
+        ignored = rule is not None and rule.flag is not None and not config.flag(rule.flag, rule.flag_default)
+        for name, tensor in self.adapter.weights.tensors.items():
+            if not name.startswith("base_model.") or name.startswith("base_model.model."):
+                continue
+            if (ignored and method.role(name, config) != "trainable") or tensor.nbytes > self._budget:
+                continue
+            self._budget -= tensor.nbytes
+            if first_not_finite(self.adapter.weights, name) is not None:
+                return name
+        return None
+
+    def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
         leaf = layer.module.rpartition(".")[2]
+        if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):
+            return (
+                "the base multiplies its embeddings by a factor, which this method leaves out of its update as long as it is "
+                "not merged"
+            )
+        if self.rule.tied or not self.tied or (update is not None and len(adapted.tensors) == 1):
+            return None
         if leaf == "lm_head" or leaf in _EMBEDDINGS:
             return (
                 "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "

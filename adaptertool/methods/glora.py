@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections
+from adaptertool.methods.merging import MergeRule, low_rank
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -54,4 +55,6 @@ class GloraProjections(LayerProjections):
         return Zeros(shapes)
 
 
-GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections(), merge=None)
+_MERGE = MergeRule(fits=low_rank("glora_A.Xd", "glora_A.Xu"))
+
+GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections(), merge=_MERGE)

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
-from adaptertool.methods.merging import BiasUpdate, MergeRule
+from adaptertool.methods.merging import BiasUpdate, MergeRule, low_rank
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -66,6 +66,17 @@ def _ends_with(pattern: str, module: str) -> bool:
         ) from error
 
 
+_FACTORS = low_rank("lora_B.weight", "lora_A.weight")
+
+
+def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
+    """Block-diagonal factors are narrower than the layer, and adapters of parameters go by the parameter's own dimensions."""
+    if config.get("use_bdlora"):
+        return True
+    fits = _FACTORS(config, tensors, out_features, in_features)
+    return fits or bool(config.get("target_parameters") and _FACTORS(config, tensors, in_features, out_features))
+
+
 LORA = PlainMethod(
     "LORA",
     "lora_",
@@ -78,8 +89,7 @@ LORA = PlainMethod(
         ),
         never=_never,
         hazard=_hazard,
-        out_features="lora_B.weight",
-        in_features="lora_A.weight",
+        fits=_fits,
         any_saved_module=True,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from adaptertool.checkpoint.header import TensorInfo
+
+
+@dataclass(frozen=True)
+class Sized:
+    """See `MergeRule.fits`: some dimensions of some tensors are the layer's.
+
+    Attributes:
+        out: A tensor's name in the module, and its dimensions that multiplied are out_features.
+        into: The same for in_features.
+    """
+
+    out: tuple[str, tuple[int, ...]] | None = None
+    into: tuple[str, tuple[int, ...]] | None = None
+
+    def __call__(
+        self, _: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int
+    ) -> bool:
+        """Whether they are those of this layer; a tensor that is not there tells nothing."""
+        return all(
+            length in (None, due)
+            for length, due in ((_length(tensors, self.out), out_features), (_length(tensors, self.into), in_features))
+        )
+
+
+def _length(tensors: Mapping[str, TensorInfo], place: tuple[str, tuple[int, ...]] | None) -> int | None:
+    if place is None or place[0] not in tensors:
+        return None
+    shape = tensors[place[0]].shape
+    return math.prod(shape[axis] for axis in place[1]) if len(shape) > max(place[1]) else None
+
+
+def low_rank(up: str, down: str) -> Sized:
+    """For the factors of a low-rank update, (out_features, r) and (r, in_features).
+
+    Args:
+        up: The first one's name in the module.
+        down: The second one's.
+    """
+    return Sized(out=(up, (0,)), into=(down, (1,)))
 
 
 @dataclass(frozen=True)
@@ -40,10 +80,14 @@ class MergeRule:
     Attributes:
         bias: The bias that it adds, if any.
         linear_only: Whether it attaches to `nn.Linear` and to nothing else.
+        whole_module: Whether the adapter holds a module of its own, of whatever kind, that takes the base's place.
+        looks: Whether `safe_merge=True` makes it look for NaN and infinity.
         never: Why it has no merge; from the config, None where it has one.
         hazard: Why a merge that raises nothing gives something else than the adapter; None where it does not.
-        out_features: The tensor (its name in the module) whose first dimension is the layer's out_features, if any.
-        in_features: The tensor whose last dimension is the layer's in_features, if any.
+        fits: Whether a layer's tensors, by their name in the module, are for a layer of these out_features and in_features
+            under this config; None where they do not tell.
+        tied: Whether it merges rightly into an embedding that is one tensor with the output layer.
+        scaled: Whether it merges rightly into an embedding that the model multiplies by a factor.
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
             RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
             the LoRA and HiRA tuners have their own.
@@ -51,10 +95,13 @@ class MergeRule:
 
     bias: BiasUpdate | None = None
     linear_only: bool = False
+    whole_module: bool = False
+    looks: bool = True
     never: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None
-    out_features: str | None = None
-    in_features: str | None = None
+    fits: Callable[[Mapping[str, Any], Mapping[str, TensorInfo], int, int], bool] | None = None
+    tied: bool = False
+    scaled: bool = True
     any_saved_module: bool = False
 
 

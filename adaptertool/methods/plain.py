@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adaptertool.methods.base import Note, Role, general_notes, general_role, general_trained
-from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, no_merge
+from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, Sized, low_rank, no_merge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,27 +135,36 @@ class UnknownMethod:
 DECOMPOSITION = "It stays, because a decomposition gives other bits on other machines and library versions."
 
 PLAIN_METHODS = (
-    PlainMethod("ADALORA", "lora_", "init_r", merge=MergeRule(any_saved_module=True)),
+    PlainMethod(
+        "ADALORA", "lora_", "init_r", merge=MergeRule(any_saved_module=True, fits=low_rank("lora_B", "lora_A"))
+    ),
     PlainMethod(
         "ADAPTION_PROMPT",
         "adaption_",
         merge=no_merge("it adds a gated attention branch that depends on the input"),
     ),
-    PlainMethod("BOFT", "boft_"),
-    PlainMethod("C3A", "c3a_"),
-    PlainMethod("DEFT", "deft_", "r"),
+    PlainMethod("BOFT", "boft_", merge=MergeRule(fits=Sized(out=("boft_s", (0,))))),
+    PlainMethod("C3A", "c3a_", merge=MergeRule(fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2))))),
+    PlainMethod("DEFT", "deft_", "r", merge=MergeRule(fits=low_rank("deft_P", "deft_R"))),
     PlainMethod("FOURIERFT", "fourierft_"),
-    PlainMethod("GRALORA", "gralora_", "r"),
-    PlainMethod("HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True)),
-    PlainMethod("HRA", "hra_", "r"),
+    PlainMethod(
+        "GRALORA",
+        "gralora_",
+        "r",
+        merge=MergeRule(fits=Sized(out=("gralora_B", (0, 2)), into=("gralora_A", (0, 1)))),
+    ),
+    PlainMethod(
+        "HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A"))
+    ),
+    PlainMethod("HRA", "hra_", "r", merge=MergeRule(fits=Sized(into=("hra_u", (0,))))),
     PlainMethod("IA3", "ia3_"),
-    PlainMethod("LN_TUNING", "ln_tuning_", merge=None),
-    PlainMethod("LOHA", "hada_", "r"),
+    PlainMethod("LN_TUNING", "ln_tuning_", merge=MergeRule(whole_module=True, looks=False)),
+    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(fits=low_rank("hada_w1_a", "hada_w1_b"))),
     PlainMethod("LOKR", "lokr_", "r"),
     PlainMethod("MISS", "miss_", "r"),
     PlainMethod("OFT", "oft_", "r"),
-    PlainMethod("OSF", "osf_", merge=None),
-    PlainMethod("PEANUT", "peanut_", "r"),
+    PlainMethod("OSF", "osf_", merge=MergeRule(fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"))),
+    PlainMethod("PEANUT", "peanut_", "r", merge=MergeRule(fits=Sized(out=("peanut_B.weight", (0,))))),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
     PlainMethod("PSOFT", "psoft_", "r"),
     PlainMethod("ROAD", "road_"),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.projection.stored import Stored
 
@@ -164,10 +165,16 @@ def _x(shape: tuple[int, ...]) -> str:
     return "x".join(str(dim) for dim in shape)
 
 
+def _fits(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
+    gamma = tensors.get("randlora_gamma")
+    return gamma is None or len(gamma.shape) != 2 or gamma.shape[1] == min(out_features, in_features)
+
+
 RANDLORA = PlainMethod(
     "RANDLORA",
     ("randlora_lambda", "randlora_gamma"),
     "r",
     default_rank=_DEFAULT_RANK,
     projections=RandLoraProjections(),
+    merge=MergeRule(fits=_fits),
 )

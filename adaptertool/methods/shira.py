@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections, layout_entry, whole
+from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -130,4 +131,9 @@ def _key(config: AdapterConfig) -> int:
     return seed(config, "random_seed", 0)
 
 
-SHIRA = PlainMethod("SHIRA", "shira_", "r", projections=ShiraProjections())
+def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
+    weight, rank = tensors.get("shira_weight"), config.get("r", 32)
+    return weight is None or weight.numel == rank * (out_features + in_features)
+
+
+SHIRA = PlainMethod("SHIRA", "shira_", "r", projections=ShiraProjections(), merge=MergeRule(fits=_fits))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.shared import SharedTensors
 from adaptertool.projection.stored import Stored
@@ -51,4 +52,6 @@ def _is_targeted(module: str, config: AdapterConfig) -> bool:
         return False
 
 
-TRAINABLE_TOKENS = PlainMethod("TRAINABLE_TOKENS", "trainable_tokens_", projections=TokenTensors(), merge=None)
+TRAINABLE_TOKENS = PlainMethod(
+    "TRAINABLE_TOKENS", "trainable_tokens_", projections=TokenTensors(), merge=MergeRule(tied=True)
+)

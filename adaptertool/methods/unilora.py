@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, natural, whole
+from adaptertool.methods.merging import MergeRule, low_rank
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -119,4 +120,10 @@ def _length(config: AdapterConfig) -> int:
     return config.integer("theta_d_length", 256, least=1, most=2**31)
 
 
-UNILORA = PlainMethod("UNILORA", "unilora_", "r", projections=UniLoraProjections())
+UNILORA = PlainMethod(
+    "UNILORA",
+    "unilora_",
+    "r",
+    projections=UniLoraProjections(),
+    merge=MergeRule(fits=low_rank("unilora_indices_B", "unilora_indices_A")),
+)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.merging import MergeRule, Sized
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 from adaptertool.projection.stored import Stored
@@ -129,5 +130,9 @@ class VeraProjections:
         return tuple(dict.fromkeys(match["module"] for name in names if (match := pattern.fullmatch(name))))
 
 
-VERA = PlainMethod("VERA", "vera_lambda_", "r", projections=VeraProjections("vera", rows=1))
-PVERA = PlainMethod("PVERA", "pvera_lambda_", "r", projections=VeraProjections("pvera", rows=2))
+def _merge(prefix: str) -> MergeRule:
+    return MergeRule(fits=Sized(out=(f"{prefix}_lambda_b", (0,))))
+
+
+VERA = PlainMethod("VERA", "vera_lambda_", "r", projections=VeraProjections("vera", rows=1), merge=_merge("vera"))
+PVERA = PlainMethod("PVERA", "pvera_lambda_", "r", projections=VeraProjections("pvera", rows=2), merge=_merge("pvera"))

@@ -212,7 +212,7 @@ def _open_base(adapter: Adapter, base: str | Path | None, revision: str | None, 
 def _ask(layers: BaseLayers, adapted: AdaptedLayer, rule: MergeRule) -> Layer:
     if rule.bias is not None and rule.bias.tensor in adapted.tensors:
         return layers.needs_bias(adapted.module, linear_only=rule.linear_only)
-    return layers.needs_weight(adapted.module)
+    return layers.needs_weight(adapted.module, any_kind=rule.whole_module)
 
 
 def _ask_model(
@@ -237,7 +237,7 @@ def _ask_model(
         elif rule.bias is not None and rule.bias.tensor in adapted.tensors:
             answers.append((adapted, layers.needs_bias(layer.module, linear_only=rule.linear_only, live=known)))
         else:
-            answers.append((adapted, layers.needs_weight(layer.module, live=known)))
+            answers.append((adapted, layers.needs_weight(layer.module, live=known, any_kind=rule.whole_module)))
     return answers
 
 

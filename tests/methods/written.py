@@ -10,6 +10,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -17,6 +19,8 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 if TYPE_CHECKING:
@@ -25,9 +29,27 @@ if TYPE_CHECKING:
 
 VOCABULARY = 64
 FAMILIES = ("llama", "gpt2", "opt")
-TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn"], "opt": ["q_proj", "v_proj", "fc1"]}
-NORMS = {"llama": ["input_layernorm"], "gpt2": ["ln_1"], "opt": ["self_attn_layer_norm"]}
-EMBEDDINGS = {"llama": "embed_tokens", "gpt2": "wte", "opt": "embed_tokens"}
+ALL_FAMILIES = (*FAMILIES, "qwen2", "gemma3")
+_LLAMA_LIKE = ["q_proj", "v_proj", "down_proj"]
+TARGETS = {
+    "llama": _LLAMA_LIKE,
+    "gpt2": ["c_attn"],
+    "opt": ["q_proj", "v_proj", "fc1"],
+    "qwen2": _LLAMA_LIKE,
+    "gemma3": _LLAMA_LIKE,
+}
+NORMS = {
+    "gpt2": ["ln_1"],
+    "opt": ["self_attn_layer_norm"],
+    **{family: ["input_layernorm"] for family in ("llama", "qwen2", "gemma3")},
+}
+EMBEDDINGS = {"gpt2": "wte", **dict.fromkeys(("llama", "opt", "qwen2", "gemma3"), "embed_tokens")}
+
+_LLAMA_CLASSES: Mapping[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
 
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "ADALORA": {"total_step": 10, "target_r": 2, "init_r": 3},
@@ -95,9 +117,12 @@ def base(family: str, dtype: torch.dtype = torch.float32, *, tied: bool | None =
     if tied is not None:
         common["tie_word_embeddings"] = tied
     model: Any
-    if family == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
+    if family in _LLAMA_CLASSES:
+        config_class, model_class = _LLAMA_CLASSES[family]
+        if family == "gemma3":
+            common |= {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+        model = model_class(
+            config_class(
                 hidden_size=16,
                 intermediate_size=24,
                 num_hidden_layers=2,
