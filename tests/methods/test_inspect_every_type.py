@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from peft import LoraConfig, XLoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 import adaptertool
 from adaptertool.checkpoint.adapter import open_adapter
@@ -26,12 +26,14 @@ from tests.methods.written import (
     shake,
     trainable,
     write,
+    write_xlora,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOT_TRAINED = {
+    "ADAMSS": {"adamss_newB": "other"},
     "DELORA": {"delora_w_norm": "other"},
     "FROD": {"frod_V": "other", "frod_s_indices": "projection", "frod_s_size": "projection"},
     "GLORA": {"zeros": "projection"},
@@ -99,37 +101,14 @@ def test_types_that_are_left_out_cannot_attach(peft_type: str, family: str) -> N
             get_peft_model(base(family), configured(peft_type, family))
 
 
-def test_adamss_as_peft_names_its_tensors(tmp_path: Path) -> None:
-    """AdaMSS needs scikit-learn to be attached; its names are those of `peft/tuners/adamss/layer.py`."""
-    layer = "base_model.model.model.layers.0.self_attn.q_proj"
-    save_file(
-        {
-            f"{layer}.adamss_A.0": torch.ones(2, 4),
-            f"{layer}.adamss_B.0": torch.ones(16, 2),
-            f"{layer}.adamss_newB": torch.ones(4, 17),
-        },
-        tmp_path / "adapter_model.safetensors",
-    )
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "ADAMSS", "r": 4}')
-    result = adaptertool.inspect(tmp_path)
-    assert result.adapter.parameters == 2 * 4 + 16 * 2
-    assert [note.bytes for note in result.notes] == [4 * 17 * 4]
-
-
 def test_xlora(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write(tmp_path / "lora", "LORA")
-        config = XLoraConfig(task_type="CAUSAL_LM", hidden_size=16, adapters={"one": str(tmp_path / "lora")})
-        bare = base("llama")
-        bare.config.use_cache = False
-        model = get_peft_model(bare, config)
-    # PEFT 0.21.2's own save loses these: it takes the 0 of `layers.0` for the name of one of the LoRA adapters.
-    classifier = {name: tensor for name, tensor in model.state_dict().items() if "internal_xlora_classifier" in name}
-    save_file(classifier, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "XLORA"}')
+    model = write_xlora(tmp_path, ("one", "two"))
     result = adaptertool.inspect(tmp_path)
-    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(model).values())
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    kept = [tensor.numel() for name, tensor in trainable(model).items() if name in stored]
+    assert len(kept) == len(stored) == 4
+    assert result.adapter.parameters == sum(kept)
+    assert {one.role for one in result.roles} == {"trainable"}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +158,7 @@ def test_a_resized_embedding_is_saved_and_not_trained(tmp_path: Path) -> None:
     assert {one.role: one.tensors for one in result.roles} == {"trainable": 4, "saved-module": 2}
 
 
-@pytest.mark.parametrize("peft_type", ["DELORA", "FROD", "SUPERTUNING", "TINYLORA"])
+@pytest.mark.parametrize("peft_type", ["ADAMSS", "DELORA", "FROD", "SUPERTUNING", "TINYLORA"])
 def test_what_needs_the_base_is_noted_with_its_size(peft_type: str, tmp_path: Path) -> None:
     write(tmp_path, peft_type)
     result = adaptertool.inspect(tmp_path, verify="none")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, XLoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import (
     Gemma3ForCausalLM,
@@ -93,9 +94,9 @@ _LINEAR_ONLY = (
     *("MISS", "OFT", "OSF", "PEANUT", "POLY", "PSOFT", "ROAD", "SHIRA", "SUPERTUNING"),
 )
 CANNOT_ATTACH: Mapping[str, tuple[str, ...]] = {
-    # scikit-learn, which AdaMSS needs, is not among the development requirements.
-    "ADAMSS": FAMILIES,
-    "ADAPTION_PROMPT": ("opt",),
+    # AdaMSS clusters with scikit-learn, and attaches to nothing without it.
+    "ADAMSS": ("gpt2",) if importlib.util.find_spec("sklearn") else ALL_FAMILIES,
+    "ADAPTION_PROMPT": ("opt", "qwen2", "gemma3"),
     # Conv1D is no layer that these can adapt.
     **dict.fromkeys(
         _LINEAR_ONLY,
@@ -154,6 +155,8 @@ def configured(peft_type: str, family: str, **arguments: Any) -> Any:
     """A config of that type for that family."""
     config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]  # type: ignore[index]
     chosen = dict(ARGUMENTS.get(peft_type, {}))
+    if peft_type == "IA3":
+        chosen["feedforward_modules"] = [TARGETS[family][-1]]
     if peft_type == "LN_TUNING":
         chosen["target_modules"] = NORMS[family]
     elif peft_type not in UNTARGETED:
@@ -216,6 +219,26 @@ def write(
     return Written(folder, family, dtype, tied, model.eval())
 
 
+def write_xlora(folder: Path, names: tuple[str, ...], depth: int = 3) -> PeftModel:
+    """An X-LoRA adapter of LoRA experts of these names.
+
+    PEFT 0.21.2 loses tensors of the classifier whose names hold an expert's number: all of them where it has one layer.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            write(folder / "experts" / name, "LORA")
+        experts = {name: str(folder / "experts" / name) for name in names}
+        config = XLoraConfig(task_type="CAUSAL_LM", hidden_size=16, xlora_depth=depth, xlora_size=8, adapters=experts)
+        bare = base("llama")
+        bare.config.use_cache = False
+        torch.manual_seed(1)
+        model = get_peft_model(bare, config)
+        shake(model)
+        model.save_pretrained(str(folder))
+    return model.eval()
+
+
 def shake(model: torch.nn.Module) -> None:
     """Move all trainable parameters off their initial values, as training would."""
     generator = torch.Generator().manual_seed(7)
@@ -239,11 +262,11 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return result
 
 
-def cases() -> list[tuple[str, str]]:
-    """Every PEFT type with every family that it can be attached to."""
+def cases(families: tuple[str, ...] = FAMILIES) -> list[tuple[str, str]]:
+    """Every PEFT type with every family that it can be attached to; X-LoRA, which is made of adapters, apart."""
     return [
         (peft_type, family)
         for peft_type in peft_types()
-        for family in FAMILIES
+        for family in families
         if peft_type != "XLORA" and family not in CANNOT_ATTACH.get(peft_type, ())
     ]
