@@ -13,11 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptertool.checkpoint.discover import find
     from adaptertool.errors import AdapterToolError
     from adaptertool.findings import CODES, Code, Finding
     from adaptertool.merge.result import BaseReport, LayerResult, WayOut
     from adaptertool.operations.check_merge import MergeReport, check_merge
     from adaptertool.operations.inspect import AdapterReport, Inspection, RoleSize, TargetReport, inspect
+    from adaptertool.operations.many import Outcome, each
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.operations.restore import restore
     from adaptertool.operations.rewrite import Rewrite
@@ -34,6 +36,7 @@ __all__ = [
     "Inspection",
     "LayerResult",
     "MergeReport",
+    "Outcome",
     "ProjectionReport",
     "Rewrite",
     "RoleSize",
@@ -41,17 +44,21 @@ __all__ = [
     "WayOut",
     "__version__",
     "check_merge",
+    "each",
+    "find",
     "inspect",
     "restore",
     "slim",
 ]
 
 _HOMES = {
+    "adaptertool.checkpoint.discover": ("find",),
     "adaptertool.errors": ("AdapterToolError",),
     "adaptertool.findings": ("CODES", "Code", "Finding"),
     "adaptertool.merge.result": ("BaseReport", "LayerResult", "WayOut"),
     "adaptertool.operations.check_merge": ("MergeReport", "check_merge"),
     "adaptertool.operations.inspect": ("AdapterReport", "Inspection", "RoleSize", "TargetReport", "inspect"),
+    "adaptertool.operations.many": ("Outcome", "each"),
     "adaptertool.operations.projections": ("ProjectionReport",),
     "adaptertool.operations.restore": ("restore",),
     "adaptertool.operations.rewrite": ("Rewrite",),

@@ -15,13 +15,15 @@ import secrets
 import shutil
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.config import CONFIG_NAME
+from adaptertool.checkpoint.discover import MARKS, is_checkpoint
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.serialize import NewWeights, private, write_weights
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
 
 _STAGED = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d{1,9})-[0-9a-f]+\.(?P<what>tmp|old)")
+
+
+_UMASK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,14 @@ class Change:
     obsolete: tuple[str, ...] = ()
 
 
-def check_output(adapter: Adapter, output: Path, *, force: bool) -> None:
+def check_output(adapter: Adapter, output: Path, *, force: bool, in_tree: bool = False) -> None:
     """Refuse an output folder that can't or must not be written, before any work is done.
+
+    Args:
+        adapter: The source.
+        output: The folder.
+        force: Whether what is there may be replaced.
+        in_tree: Whether it may hold other checkpoints below it: then only a checkpoint right in it is in the way.
 
     Raises:
         UsageError: it is the source, a file, or holds something and `force` is not given.
@@ -67,7 +78,7 @@ def check_output(adapter: Adapter, output: Path, *, force: bool) -> None:
     try:
         if output.exists() and not output.is_dir():
             raise UsageError(f"{output} exists and is no folder")
-        if output.is_dir() and _occupied(output) and not force:
+        if output.is_dir() and not force and (is_checkpoint(output) if in_tree else _occupied(output)):
             raise _exists(output)
     except OSError as error:
         raise os_error(error, output) from error
@@ -146,7 +157,13 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Callable[[int],
 
 
 def write_folder(
-    adapter: Adapter, change: Change, output: Path, *, force: bool, progress: Callable[[int], None] = lambda _: None
+    adapter: Adapter,
+    change: Change,
+    output: Path,
+    *,
+    force: bool,
+    in_tree: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write the changed checkpoint to another folder, with all other files of the source.
 
@@ -155,12 +172,14 @@ def write_folder(
         change: What becomes of its weights and config.
         output: The folder; it appears as a whole if it does not exist yet.
         force: Whether files in an existing folder are replaced. Files of other names stay.
+        in_tree: Whether the source is one checkpoint of a tree: those below it are not copied along, and the output may hold
+            theirs.
         progress: Told how many bytes were written since the last call.
 
     Raises:
         AdapterToolError: see `check_output`, and what reading and writing raise. Nothing is left at `output` then.
     """
-    check_output(adapter, output, force=force)
+    check_output(adapter, output, force=force, in_tree=in_tree)
     output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow the symlinks that the user named
     # An existing folder is kept, and may be a file system of its own, so what comes into it is staged in it.
     existing = output.is_dir()
@@ -174,7 +193,7 @@ def write_folder(
         staged = stage(output.name)
         try:
             staged.mkdir(mode=0o700)
-            _copy_others(adapter, change, staged, exclude=output)
+            _copy_others(adapter, change, staged, exclude=output, in_tree=in_tree)
             if change.weights is not None:
                 _require_space(staged, change.weights.file_bytes)
                 write_weights(change.weights, staged / change.weights_name, progress)
@@ -185,17 +204,17 @@ def write_folder(
                 _keep_mode(source and source / adapter.weights_name, staged / change.weights_name)
             _keep_mode(source and source / CONFIG_NAME, config)
             _sync_folder(staged)
-            if existing:
-                with _uninterrupted(), _locked(output):
-                    _check_unchanged(adapter)
-                    if _occupied(output) and not force:
-                        raise _exists(output)
-                    _move_into(staged, output, change.weights_name, stage)
-            else:
+            if not existing:
                 _keep_mode(source, staged)
                 with _uninterrupted():
                     _check_unchanged(adapter)
-                    staged.rename(output)
+                    existing = not _renamed(staged, output, or_exists=in_tree)
+            if existing:
+                with _uninterrupted(), _locked(output):
+                    _check_unchanged(adapter)
+                    if not force and (_meets(staged, output) if in_tree else _occupied(output)):
+                        raise _exists(output)
+                    _move_into(staged, output, change.weights_name, stage)
             _sync_folder(output.parent)
             _sweep(output, old=True)
         except OSError as error:
@@ -258,15 +277,36 @@ def _move_into(staged: Path, output: Path, weights_name: str, stage: Callable[..
         raise
 
 
-def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path) -> None:
+def _renamed(staged: Path, output: Path, *, or_exists: bool) -> bool:
+    """Rename a staged folder; with `or_exists`, say so where another one has been made there meanwhile."""
+    try:
+        staged.rename(output)
+    except OSError as error:
+        if or_exists and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _meets(staged: Path, output: Path) -> bool:
+    """Whether anything that is staged would replace something in the output."""
+    files = (path.relative_to(staged) for path in staged.rglob("*") if path.is_symlink() or not path.is_dir())
+    return any(os.path.lexists(output / file) for file in files)
+
+
+def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path, *, in_tree: bool) -> None:
     """Copy everything that is neither the weights nor the config."""
     folder = adapter.folder
     done = {CONFIG_NAME, *change.obsolete}
     if change.weights is not None:
         done |= {adapter.weights_name, change.weights_name}
     if not isinstance(folder, LocalFolder):
-        for name in folder.walk():
-            if name not in done:
+        names = folder.walk()
+        others = (
+            {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in MARKS} if in_tree else set()
+        )
+        for name in names:
+            if name not in done and not others & {*PurePosixPath(name).parents} - {PurePosixPath()}:
                 file = folder.open(name)
                 (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 with (staged / name).open("xb") as copy:
@@ -276,17 +316,21 @@ def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path) 
                     os.fsync(copy.fileno())
                 file.close()
         return
-    _copy_tree(folder.path, staged, done, exclude)
+    _copy_tree(folder.path, staged, done, exclude, in_tree=in_tree)
 
 
-def _copy_tree(source: Path, target: Path, skip: set[str], exclude: Path) -> None:
+def _copy_tree(source: Path, target: Path, skip: set[str], exclude: Path, *, in_tree: bool) -> None:
     for entry in sorted(os.scandir(source), key=lambda one: one.name):
         path, copy = Path(entry.path), target / entry.name
         if entry.name in skip or _STAGED.fullmatch(entry.name) or path.absolute() == exclude or entry.name == ".git":
             continue
+        if in_tree and path.absolute() in exclude.parents:  # the folder of all outputs
+            continue
         if entry.is_dir(follow_symlinks=False):
+            if in_tree and is_checkpoint(path):
+                continue
             copy.mkdir()
-            _copy_tree(path, copy, set(), exclude)
+            _copy_tree(path, copy, set(), exclude, in_tree=in_tree)
             shutil.copystat(path, copy)
             _keep_owner(path.stat(), copy)
         elif entry.is_file():
@@ -431,13 +475,19 @@ def _write_text(path: Path, text: str) -> None:
 def _keep_mode(source: Path | None, copy: Path) -> None:
     """Give the copy the mode of the original, and its owner where that is allowed; without one, what new files get."""
     if source is None:
-        mask = os.umask(0o077)
-        os.umask(mask)
-        copy.chmod((0o777 if copy.is_dir() else 0o666) & ~mask)
+        copy.chmod((0o777 if copy.is_dir() else 0o666) & ~_umask())
         return
     status = source.stat()
     _keep_owner(status, copy)
     copy.chmod(status.st_mode & 0o7777)
+
+
+def _umask() -> int:
+    """What new files are not allowed. It can only be read by setting it, for the whole process: one thread at a time."""
+    with _UMASK:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
 
 
 def _keep_owner(status: os.stat_result, copy: Path) -> None:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptertool.cli.options import FindingsFormat, Revision, Subfolder, Token
+from adaptertool.cli.options import (
+    FindingsFormat,
+    FindingsFormatOption,
+    Jobs,
+    Recursive,
+    Revision,
+    Subfolder,
+    Token,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from adaptertool.checkpoint.discover import Found
+    from adaptertool.cli.running import Selection
+    from adaptertool.operations.check_merge import MergeReport
+    from adaptertool.progress import Progress
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -15,15 +32,53 @@ adaptertool check-merge ./adapter --base ./base-model
 adaptertool check-merge org/adapter --base org/base-model --dtype bfloat16
 
 adaptertool check-merge ./adapter --format junit
+
+adaptertool check-merge -r ./runs --base ./base-model
 """
 
 
+@dataclass(frozen=True)
+class _CheckMerge:
+    base: str | None
+    base_revision: str | None
+    dtype: str | None
+    threshold: float
+    all_layers: bool
+    name: str = "check-merge"
+
+    def check(self) -> None:
+        from adaptertool.operations.check_merge import check_options
+
+        check_options(self.dtype, self.threshold)
+
+    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> MergeReport:  # noqa: ARG002
+        from adaptertool.operations.check_merge import check_merge
+
+        progress.phase("checking", 0)
+        return check_merge(
+            found.target,
+            self.base,
+            dtype=self.dtype,
+            revision=selection.revision,
+            subfolder=selection.subfolder,
+            token=selection.token,
+            base_revision=self.base_revision,
+            threshold=self.threshold,
+        )
+
+    def exit_code(self, result: MergeReport) -> int:
+        return result.exit_code
+
+    def text(self, result: MergeReport) -> RenderableType:
+        from adaptertool.report.merge_text import merge_text
+
+        return merge_text(result, all_layers=self.all_layers)
+
+
 def command(
-    adapter: Annotated[
-        str,
-        typer.Argument(
-            metavar="ADAPTER", help="A folder, a weights file, or a Hub repo, as for inspect.", show_default=False
-        ),
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER...", help="Adapters, named as for inspect.", show_default=False),
     ],
     base: Annotated[
         str | None,
@@ -54,35 +109,16 @@ def command(
     all_layers: Annotated[
         bool, typer.Option("--all", help="Show every layer, not one line for those that are alike.")
     ] = False,
-    format: Annotated[FindingsFormat, typer.Option("--format", help="How to print the result.")] = FindingsFormat.text,  # noqa: A002
+    format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002
+    recursive: Recursive = False,
+    jobs: Jobs = None,
     revision: Revision = None,
     subfolder: Subfolder = None,
     token: Token = None,
 ) -> None:
     """Would merging into the base model work? A dry run, from headers."""
-    from adaptertool.cli.output import print_json, print_pipeline, print_text
-    from adaptertool.operations.check_merge import DEFAULT_THRESHOLD, check_merge
+    from adaptertool.cli.running import Selection, carry_out
+    from adaptertool.operations.check_merge import DEFAULT_THRESHOLD
 
-    report = check_merge(
-        adapter,
-        base,
-        dtype=dtype,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        base_revision=base_revision,
-        threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
-    )
-    if format is FindingsFormat.json:
-        from adaptertool.report.merge_json import merge_document
-
-        print_json(merge_document(report))
-    elif format is FindingsFormat.text:
-        from adaptertool.report.merge_text import merge_text
-
-        print_text(merge_text(report, all_layers=all_layers))
-    else:
-        from adaptertool.report.pipeline import merge_result
-
-        print_pipeline(merge_result(report), format)
-    raise typer.Exit(report.exit_code)
+    job = _CheckMerge(base, base_revision, dtype, DEFAULT_THRESHOLD if threshold is None else threshold, all_layers)
+    carry_out(job, Selection(adapters, recursive, jobs, revision, subfolder, token), format.value)

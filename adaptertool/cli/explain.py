@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from adaptertool.cli.options import Format
+from adaptertool.cli.options import DocumentFormat
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -20,7 +20,7 @@ def command(
     code: Annotated[
         str | None, typer.Argument(metavar="[CODE]", help="Such as ADP103; all codes without.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.text,  # noqa: A002
+    format: Annotated[DocumentFormat, typer.Option("--format", help="How to print the result.")] = DocumentFormat.text,  # noqa: A002
 ) -> None:
     """What a finding code means, why it matters, what to do."""
     from adaptertool.cli.output import print_json, print_text
@@ -33,7 +33,7 @@ def command(
     known = [one for one in chosen.values() if one is not None]
     if not known:
         raise UsageError(f"{code} is no finding code", hint="adaptertool explain lists them all.")
-    if format is Format.json:
+    if format is DocumentFormat.json:
         print_json(codes_document(known))
     else:
         print_text(code_table(known) if code is None else explanation_text(known[0]))

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptertool.cli.options import FindingsFormat, ForTorch, Revision, Subfolder, Target, Token
+from adaptertool.cli.options import (
+    FindingsFormat,
+    FindingsFormatOption,
+    ForTorch,
+    Jobs,
+    Recursive,
+    Revision,
+    Subfolder,
+    Targets,
+    Token,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from adaptertool.checkpoint.discover import Found
+    from adaptertool.cli.running import Selection
+    from adaptertool.operations.inspect import Inspection
+    from adaptertool.progress import Progress
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -16,6 +35,8 @@ adaptertool inspect ./adapter
 adaptertool inspect org/name@main --format json
 
 adaptertool inspect ./adapter --verify full --fail-on warning
+
+adaptertool inspect -r ./runs
 """
 
 
@@ -36,8 +57,46 @@ class FailOn(str, Enum):
     never = "never"
 
 
+@dataclass(frozen=True)
+class _Inspect:
+    verify: Verify | None
+    fail_on: FailOn
+    for_torch: str | None
+    name: str = "inspect"
+
+    def check(self) -> None:
+        from adaptertool.projection.loader import loader_for
+
+        if self.for_torch is not None:
+            loader_for(self.for_torch)
+
+    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Inspection:  # noqa: ARG002
+        from adaptertool.operations.inspect import inspect
+
+        return inspect(
+            found.target,
+            verify=self.verify.value if self.verify else None,
+            for_torch=self.for_torch,
+            revision=selection.revision,
+            subfolder=selection.subfolder,
+            token=selection.token,
+            progress=progress,
+        )
+
+    def exit_code(self, result: Inspection) -> int:
+        from adaptertool.findings import SEVERITIES
+
+        grave = () if self.fail_on is FailOn.never else SEVERITIES[: SEVERITIES.index(self.fail_on.value) + 1]
+        return int(any(finding.severity in grave for finding in result.findings))
+
+    def text(self, result: Inspection) -> RenderableType:
+        from adaptertool.report.text import inspection_text
+
+        return inspection_text(result)
+
+
 def command(
-    target: Target,
+    targets: Targets,
     verify: Annotated[
         Verify | None,
         typer.Option(
@@ -51,38 +110,15 @@ def command(
         FailOn, typer.Option("--fail-on", help="Exit with 1 from this severity of findings on.")
     ] = FailOn.never,
     for_torch: ForTorch = None,
-    format: Annotated[FindingsFormat, typer.Option("--format", help="How to print the result.")] = FindingsFormat.text,  # noqa: A002
+    format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002
+    recursive: Recursive = False,
+    jobs: Jobs = None,
     revision: Revision = None,
     subfolder: Subfolder = None,
     token: Token = None,
 ) -> None:
     """What is in this checkpoint, and what is in it needlessly."""
-    from adaptertool.cli.output import ProgressBar, print_json, print_pipeline, print_text
-    from adaptertool.findings import SEVERITIES
-    from adaptertool.operations.inspect import inspect
+    from adaptertool.cli.running import Selection, carry_out
 
-    with ProgressBar() as progress:
-        result = inspect(
-            target,
-            verify=verify.value if verify else None,
-            for_torch=for_torch,
-            revision=revision,
-            subfolder=subfolder,
-            token=token,
-            progress=progress,
-        )
-    grave = () if fail_on is FailOn.never else SEVERITIES[: SEVERITIES.index(fail_on.value) + 1]
-    exit_code = int(any(finding.severity in grave for finding in result.findings))
-    if format is FindingsFormat.json:
-        from adaptertool.report.json import inspection_document
-
-        print_json(inspection_document(result))
-    elif format is FindingsFormat.text:
-        from adaptertool.report.text import inspection_text
-
-        print_text(inspection_text(result))
-    else:
-        from adaptertool.report.pipeline import inspection_result
-
-        print_pipeline(inspection_result(result, exit_code), format)
-    raise typer.Exit(exit_code)
+    selection = Selection(targets, recursive, jobs, revision, subfolder, token)
+    carry_out(_Inspect(verify, fail_on, for_torch), selection, format.value)

@@ -7,12 +7,26 @@ from typing import Annotated
 
 import typer
 
+MORE = "More than one target"
+"""The panel of the help that options about several targets stand in."""
 
-class Format(str, Enum):
-    """What `slim`, `restore` and `explain` can print."""
+HUB = "On the Hub"
+"""The panel of options about Hub repos."""
+
+
+class DocumentFormat(str, Enum):
+    """What `explain` can print."""
 
     text = "text"
     json = "json"
+
+
+class Format(str, Enum):
+    """What `slim` and `restore` can print."""
+
+    text = "text"
+    json = "json"
+    jsonl = "jsonl"
 
 
 class FindingsFormat(str, Enum):
@@ -20,23 +34,49 @@ class FindingsFormat(str, Enum):
 
     text = "text"
     json = "json"
+    jsonl = "jsonl"
     github = "github"
     sarif = "sarif"
     junit = "junit"
 
 
-_TARGET_HELP = (
-    "A folder, a weights file, or a Hub repo: org/name, org/name@revision, hf://org/name@revision/sub/folder."
+_TARGETS_HELP = (
+    "Folders, weights files, or Hub repos: org/name, org/name@revision, hf://org/name@revision/sub/folder; "
+    "hf://org/ is all adapters of an organisation or user."
 )
 
-Target = Annotated[str, typer.Argument(metavar="TARGET", help=_TARGET_HELP, show_default=False)]
+Targets = Annotated[list[str], typer.Argument(metavar="TARGET...", help=_TARGETS_HELP, show_default=False)]
+Recursive = Annotated[
+    bool,
+    typer.Option("--recursive", "-r", help="All checkpoints in these folders or repos.", rich_help_panel=MORE),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        min=1,
+        help="How many checkpoints to work on at once; by default one a processor, at most 8.",
+        show_default=False,
+        rich_help_panel=MORE,
+    ),
+]
 Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="R", help="Branch, tag, commit or refs/pr/N of a Hub repo.")
+    str | None,
+    typer.Option(
+        "--revision", metavar="R", help="Branch, tag, commit or refs/pr/N of a Hub repo.", rich_help_panel=HUB
+    ),
 ]
 Subfolder = Annotated[str | None, typer.Option("--subfolder", metavar="S", help="The folder within the target.")]
 Token = Annotated[
     str | None,
-    typer.Option("--token", metavar="T", help="Access token for the Hub; by default the one that you logged in with."),
+    typer.Option(
+        "--token",
+        metavar="T",
+        help="Access token for the Hub; by default the one that you logged in with.",
+        rich_help_panel=HUB,
+    ),
 ]
 ForTorch = Annotated[
     str | None,
@@ -46,7 +86,20 @@ ForTorch = Annotated[
         help="The torch that will load the adapter, such as 2.11; by default the installed one.",
     ),
 ]
-Output = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Write the new checkpoint there.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Write the new checkpoint there; several as DIR/<their path>, and those that are there are not done again.",
+    ),
+]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the files of the checkpoint itself.")]
-Push = Annotated[bool, typer.Option("--push", help="Open a pull request on the Hub repo with the new files.")]
+Push = Annotated[
+    bool,
+    typer.Option("--push", help="Open a pull request on the Hub repo with the new files.", rich_help_panel=HUB),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Verify and show what would be done; write nothing.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
+FindingsFormatOption = Annotated[FindingsFormat, typer.Option("--format", help="How to print the result.")]

@@ -15,10 +15,8 @@ from adaptertool.checkpoint.bytes import os_error
 from adaptertool.cli import check_merge, explain, inspect, restore, slim
 from adaptertool.cli.output import print_error
 from adaptertool.cli.parameters import spare_validators
+from adaptertool.cli.running import INTERRUPTED, InterruptedWorkError
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
-
-INTERRUPTED = 130
-"""The exit code that shells expect after Ctrl-C."""
 
 # Any error that the parser raises about its arguments; typer has moved the class between releases, its subclass stays put.
 _PARSER_ERRORS: Any = typer.BadParameter.__mro__[2]
@@ -71,21 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A character that the terminal can't show is escaped, not fatal.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    as_json = _asks_for_json(arguments)
+    form = _format_asked_for(arguments)
     program = typer.main.get_command(app)
     spare_validators(program)
     try:
         code = program.main(arguments, prog_name="adaptertool", standalone_mode=False)
         sys.stdout.flush()
     except AdapterToolError as error:
-        print_error(error, as_json=as_json)
+        print_error(error, form)
         return error.exit_code
     except _PARSER_ERRORS as error:
         message = error.format_message()
         if type(error).__name__ == "NoArgsIsHelpError":
             return 0
-        print_error(UsageError(message or "no command", hint="adaptertool --help"), as_json=as_json)
+        print_error(UsageError(message or "no command", hint="adaptertool --help"), form)
         return UsageError.exit_code
+    except InterruptedWorkError:
+        return INTERRUPTED
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (BrokenPipeError, SystemExit):
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return 0
     except MemoryError:
-        print_error(NoSpaceError("not enough memory"), as_json=as_json)
+        print_error(NoSpaceError("not enough memory"), form)
         return NoSpaceError.exit_code
     except OSError as error:
         where = error.filename2 or error.filename
@@ -102,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = os_error(error, where or "the output", "use" if where else "write")
         if where is None:
             _discard_output()
-        print_error(problem, as_json=as_json and where is not None)
+        print_error(problem, form if where is not None else "text")
         return problem.exit_code
     if code == INTERRUPTED:
         hint = "Every checkpoint is whole; run it again."
-        print_error(UnsupportedError("interrupted", hint=hint), as_json=as_json)
+        print_error(UnsupportedError("interrupted", hint=hint), form)
     return int(code or 0)
 
 
@@ -114,5 +114,14 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
 
 
-def _asks_for_json(arguments: Sequence[str]) -> bool:
-    return "--format=json" in arguments or any(pair == ("--format", "json") for pair in pairwise(arguments))
+def _format_asked_for(arguments: Sequence[str]) -> str:
+    """The format, whether or not the parser gets as far as that; the last one wins, as it does there."""
+    asked = "text"
+    for option, value in pairwise([*arguments, ""]):
+        if option == "--":
+            break
+        if option == "--format":
+            asked = value
+        elif option.startswith("--format="):
+            asked = option.removeprefix("--format=")
+    return asked

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptertool.cli.options import DryRun, Format, InPlace, Output, Push, Revision, Subfolder, Target, Token
+from adaptertool.cli.options import (
+    DryRun,
+    Format,
+    FormatOption,
+    InPlace,
+    Jobs,
+    Output,
+    Push,
+    Recursive,
+    Revision,
+    Subfolder,
+    Targets,
+    Token,
+)
+from adaptertool.cli.rewriting import Place
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from adaptertool.checkpoint.discover import Found
+    from adaptertool.cli.running import Selection
+    from adaptertool.operations.rewrite import Rewrite
+    from adaptertool.progress import Progress
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -25,8 +48,48 @@ class LoadDtype(str, Enum):
     float16 = "float16"
 
 
+@dataclass(frozen=True)
+class _Restore:
+    place: Place
+    for_torch: str | None
+    base: str | None
+    dtype: LoadDtype | None
+    name: str = "restore"
+
+    def check(self) -> None:
+        self.place.check()
+
+    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Rewrite:
+        from adaptertool.operations.restore import restore
+
+        return restore(
+            found.target,
+            output=self.place.output_for(found, in_tree=in_tree),
+            in_place=self.place.in_place,
+            push=self.place.push,
+            for_torch=self.for_torch,
+            base=self.base,
+            dtype=self.dtype.value if self.dtype else None,
+            dry_run=self.place.dry_run,
+            force=self.place.force,
+            in_tree=in_tree,
+            revision=selection.revision,
+            subfolder=selection.subfolder,
+            token=selection.token,
+            progress=progress,
+        )
+
+    def exit_code(self, result: Rewrite) -> int:
+        return int(result.action == "refused")
+
+    def text(self, result: Rewrite) -> RenderableType:
+        from adaptertool.report.text import rewrite_text
+
+        return rewrite_text(result)
+
+
 def command(
-    target: Target,
+    targets: Targets,
     output: Output = None,
     in_place: InPlace = False,
     push: Push = False,
@@ -52,32 +115,15 @@ def command(
     ] = None,
     dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
-    format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.text,  # noqa: A002
+    format: FormatOption = Format.text,  # noqa: A002
+    recursive: Recursive = False,
+    jobs: Jobs = None,
     revision: Revision = None,
     subfolder: Subfolder = None,
     token: Token = None,
 ) -> None:
     """The inverse of slim: put the projections back into the file."""
-    from adaptertool.cli.output import ProgressBar
-    from adaptertool.cli.rewriting import report
-    from adaptertool.operations.restore import restore
+    from adaptertool.cli.running import Selection, carry_out
 
-    with ProgressBar() as progress:
-        result = restore(
-            target,
-            output=output,
-            in_place=in_place,
-            push=push,
-            for_torch=for_torch,
-            base=base,
-            dtype=dtype.value if dtype else None,
-            dry_run=dry_run,
-            force=force,
-            revision=revision,
-            subfolder=subfolder,
-            token=token,
-            progress=progress,
-        )
-    report(result, format)
-    if result.action == "refused":
-        raise typer.Exit(1)
+    job = _Restore(Place(output, in_place, push, dry_run, force), for_torch, base, dtype)
+    carry_out(job, Selection(targets, recursive, jobs, revision, subfolder, token, output), format.value)

@@ -1,23 +1,47 @@
-"""What `slim` and `restore` print."""
+"""Where `slim` and `restore` write, as the command line names it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptertool.cli.options import Format
-from adaptertool.cli.output import print_json, print_text
-
 if TYPE_CHECKING:
-    from adaptertool.operations.rewrite import Rewrite
+    from adaptertool.checkpoint.discover import Found
 
 
-def report(result: Rewrite, form: Format) -> None:
-    """Print the result of a command that rewrites checkpoints."""
-    if form is Format.json:
-        from adaptertool.report.json import rewrite_document
+@dataclass(frozen=True)
+class Place:
+    """The options that say where a new checkpoint goes; see `Destination`."""
 
-        print_json(rewrite_document(result))
-    else:
-        from adaptertool.report.text import rewrite_text
+    output: str | None
+    in_place: bool
+    push: bool
+    dry_run: bool
+    force: bool
 
-        print_text(rewrite_text(result))
+    def check(self) -> None:
+        """Refuse options that name no place, or several.
+
+        Raises:
+            UsageError: they do.
+        """
+        from adaptertool.operations.rewrite import Destination
+
+        output = Path(self.output) if self.output else None
+        Destination(output, self.in_place, self.push, self.dry_run, self.force).check_named()
+
+    def output_for(self, found: Found, *, in_tree: bool) -> Path | None:
+        """The folder for one checkpoint: the one that is named, or of several the same path below it.
+
+        Raises:
+            UsageError: it would be changed in place, and only a symlink leads to it.
+        """
+        if self.in_place and found.linked and not self.dry_run:
+            from adaptertool.errors import UsageError
+
+            raise UsageError(
+                f"{found.target} is reached through a symlink, so it is not changed in place",
+                hint=f"It is {Path(found.target).resolve()}; name that to change it.",
+            )
+        return None if self.output is None else Path(self.output, found.place) if in_tree else Path(self.output)

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptertool.cli.options import DryRun, Format, ForTorch, InPlace, Output, Push, Revision, Subfolder, Target, Token
+from adaptertool.cli.options import (
+    DryRun,
+    Format,
+    FormatOption,
+    ForTorch,
+    InPlace,
+    Jobs,
+    Output,
+    Push,
+    Recursive,
+    Revision,
+    Subfolder,
+    Targets,
+    Token,
+)
+from adaptertool.cli.rewriting import Place
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from adaptertool.checkpoint.discover import Found
+    from adaptertool.cli.running import Selection
+    from adaptertool.operations.rewrite import Rewrite
+    from adaptertool.progress import Progress
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -15,11 +39,58 @@ adaptertool slim ./adapter -o ./adapter-slim
 adaptertool slim ./adapter --keep-one-copy --in-place
 
 adaptertool slim ./adapter --check
+
+adaptertool slim -r ./runs --in-place
 """
 
 
+@dataclass(frozen=True)
+class _Slim:
+    place: Place
+    keep_one_copy: bool
+    for_torch: str | None
+    base: str | None
+    check_only: bool
+    name: str = "slim"
+
+    def check(self) -> None:
+        from adaptertool.projection.loader import loader_for
+
+        self.place.check()
+        if self.for_torch is not None:
+            loader_for(self.for_torch)
+
+    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Rewrite:
+        from adaptertool.operations.slim import slim
+
+        return slim(
+            found.target,
+            output=self.place.output_for(found, in_tree=in_tree),
+            in_place=self.place.in_place,
+            push=self.place.push,
+            keep_one_copy=self.keep_one_copy,
+            for_torch=self.for_torch,
+            base=self.base,
+            dry_run=self.place.dry_run,
+            force=self.place.force,
+            in_tree=in_tree,
+            revision=selection.revision,
+            subfolder=selection.subfolder,
+            token=selection.token,
+            progress=progress,
+        )
+
+    def exit_code(self, result: Rewrite) -> int:
+        return int(result.action == "refused" or (self.check_only and result.action != "nothing-to-do"))
+
+    def text(self, result: Rewrite) -> RenderableType:
+        from adaptertool.report.text import rewrite_text
+
+        return rewrite_text(result)
+
+
 def command(
-    target: Target,
+    targets: Targets,
     output: Output = None,
     in_place: InPlace = False,
     push: Push = False,
@@ -44,32 +115,16 @@ def command(
             help="Overwrite an existing output; with --keep-one-copy, keep the canonical pair even where copies differ.",
         ),
     ] = False,
-    format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.text,  # noqa: A002
+    format: FormatOption = Format.text,  # noqa: A002
+    recursive: Recursive = False,
+    jobs: Jobs = None,
     revision: Revision = None,
     subfolder: Subfolder = None,
     token: Token = None,
 ) -> None:
     """Strip the projections that verify as regenerable, or keep one copy."""
-    from adaptertool.cli.output import ProgressBar
-    from adaptertool.cli.rewriting import report
-    from adaptertool.operations.slim import slim
+    from adaptertool.cli.running import Selection, carry_out
 
-    with ProgressBar() as progress:
-        result = slim(
-            target,
-            output=output,
-            in_place=in_place,
-            push=push,
-            keep_one_copy=keep_one_copy,
-            for_torch=for_torch,
-            base=base,
-            dry_run=dry_run or check,
-            force=force,
-            revision=revision,
-            subfolder=subfolder,
-            token=token,
-            progress=progress,
-        )
-    report(result, format)
-    if result.action == "refused" or (check and result.action != "nothing-to-do"):
-        raise typer.Exit(1)
+    place = Place(output, in_place, push, dry_run or check, force)
+    job = _Slim(place, keep_one_copy, for_torch, base, check)
+    carry_out(job, Selection(targets, recursive, jobs, revision, subfolder, token, output), format.value)

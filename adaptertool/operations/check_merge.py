@@ -124,11 +124,7 @@ def check_merge(
         UsageError: no base is named, or the dtype or threshold makes no sense.
         NotFoundError, CorruptError, UnsupportedError, …: the adapter or the base can't be read.
     """
-    dtype = _dtype(dtype)
-    if not threshold >= 0:
-        raise UsageError(
-            f"a threshold of {threshold} makes no sense", hint="It is a share of the update: 0.25 is a quarter."
-        )
+    dtype = check_options(dtype, threshold)
     opened = open_adapter(open_target(adapter, revision=revision, subfolder=subfolder, token=token))
     method = method_of(opened.config)
     rule = method.merge
@@ -180,12 +176,28 @@ def _without_base(adapter: Adapter, finding: Finding, threshold: float) -> Merge
     return MergeReport(describe_target(adapter), describe_adapter(adapter), None, None, threshold, (), (finding,))
 
 
-def _dtype(name: str | None) -> str | None:
-    if name is None:
+def check_options(dtype: str | None, threshold: float) -> str | None:
+    """Refuse values that make no sense whatever the adapter.
+
+    Args:
+        dtype: One of `DTYPES`, as torch or its users spell it.
+        threshold: See `check_merge`.
+
+    Returns:
+        The dtype as in `DTYPES`.
+
+    Raises:
+        UsageError: one of them makes no sense.
+    """
+    if not threshold >= 0:
+        raise UsageError(
+            f"a threshold of {threshold} makes no sense", hint="It is a share of the update: 0.25 is a quarter."
+        )
+    if dtype is None:
         return None
-    short = name.removeprefix("torch.")
+    short = dtype.removeprefix("torch.")
     if short not in DTYPES:
-        raise UsageError(f"{name} is no dtype to merge in", hint=f"One of {', '.join(DTYPES)}.")
+        raise UsageError(f"{dtype} is no dtype to merge in", hint=f"One of {', '.join(DTYPES)}.")
     return short
 
 

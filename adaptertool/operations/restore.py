@@ -42,6 +42,7 @@ def restore(
     dtype: str | None = None,
     dry_run: bool = False,
     force: bool = False,
+    in_tree: bool = False,
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | None = None,
@@ -63,6 +64,8 @@ def restore(
         dtype: Without a fingerprint, where the bits depend on it: the dtype in which the base is loaded.
         dry_run: Draw and check, and write nothing.
         force: Overwrite an existing output.
+        in_tree: The checkpoint is one of several in a tree, and `output` its place in another tree: checkpoints below it are
+            not copied along.
         revision: For a repo, the branch, tag or commit.
         subfolder: The folder within the target.
         token: Access token for the Hub.
@@ -74,7 +77,7 @@ def restore(
     if for_torch is not None:
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
-    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = method_of(adapter.config).projections

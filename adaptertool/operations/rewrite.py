@@ -83,6 +83,7 @@ class Destination:
         push: A pull request on the source's repo.
         dry_run: Nowhere; only the plan is made.
         force: Whether an existing output is overwritten.
+        in_tree: Whether the source is one of the checkpoints of a tree, whose outputs make a tree as well.
     """
 
     output: Path | None = None
@@ -90,12 +91,13 @@ class Destination:
     push: bool = False
     dry_run: bool = False
     force: bool = False
+    in_tree: bool = False
 
-    def check(self, adapter: Adapter) -> None:
-        """Refuse what can't be written, before any work is done.
+    def check_named(self) -> None:
+        """Refuse what names no place.
 
         Raises:
-            UsageError: there is no place, or more than one, or it can't be written to.
+            UsageError: there is no place, or more than one.
         """
         named = [
             option
@@ -110,8 +112,16 @@ class Destination:
             raise UsageError(f"{' and '.join(named)} contradict each other")
         if not named and not self.dry_run:
             raise UsageError("nothing says where to write", hint="Add -o DIR, --in-place, --push or --dry-run.")
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuse what can't be written, before any work is done.
+
+        Raises:
+            UsageError: there is no place, or more than one, or it can't be written to.
+        """
+        self.check_named()
         if self.output is not None:
-            check_output(adapter, self.output, force=self.force)
+            check_output(adapter, self.output, force=self.force, in_tree=self.in_tree)
         elif self.in_place:
             check_in_place(adapter)
         elif self.push and adapter.folder.kind != "hub":
@@ -149,7 +159,9 @@ class Destination:
             address = self._push(adapter, change, describe(result), progress)
             return replace(result, pull_request=address, target=describe_target(adapter))
         if self.output is not None:
-            write_folder(adapter, change, self.output, force=self.force, progress=progress.advance)
+            write_folder(
+                adapter, change, self.output, force=self.force, in_tree=self.in_tree, progress=progress.advance
+            )
         else:
             replace_in_place(adapter, change, progress.advance)
         where = str(self.output) if self.output is not None else adapter.folder.location

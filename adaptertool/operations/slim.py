@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from adaptertool import __version__
 from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.discover import is_checkpoint
 from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writer import Change
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.operations.finished import finished
 from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about, rule_for
 from adaptertool.operations.pull_request import pull_request_words
@@ -41,6 +43,7 @@ def slim(
     base: str | None = None,
     dry_run: bool = False,
     force: bool = False,
+    in_tree: bool = False,
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | None = None,
@@ -59,6 +62,8 @@ def slim(
             second adapter's borrowed projections go unnoticed in a file that holds one pair.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
+        in_tree: The checkpoint is one of several in a tree, and `output` its place in another tree. Checkpoints below it are
+            not copied along, and an output that holds what would be written is nothing to do.
         revision: For a repo, the branch, tag or commit.
         subfolder: The folder within the target.
         token: Access token for the Hub.
@@ -70,9 +75,13 @@ def slim(
     if for_torch is not None:
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
-    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force)
-    destination.check(adapter)
+    destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     rule = rule_for(adapter, method_of(adapter.config))
+    if in_tree and output is not None and rule is not None and not force and is_checkpoint(Path(output)):
+        done = finished(adapter, rule, Path(output), lambda: loader_for(for_torch), keep_one_copy=keep_one_copy)
+        if done is not None:
+            return replace(done, dry_run=dry_run)
+    destination.check(adapter)
     proven = False
     stored = rule.stored(adapter.weights.tensors, adapter.config) if rule is not None else ()
     if base is not None and rule is not None and rule.shared and stored:

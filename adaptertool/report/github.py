@@ -8,16 +8,22 @@ from urllib.parse import unquote
 from adaptertool.words import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adaptertool.report.pipeline import PipelineResult
 
 _LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
 
 
-def github_annotations(result: PipelineResult) -> str:
-    """Lines of `::error …::message`, ending in a newline; a notice with the summary closes them.
+def github_annotations(results: Sequence[PipelineResult]) -> str:
+    """Lines of `::error …::message`, ending in a newline; a notice with the summary closes those of each checkpoint.
 
-    GitHub shows ten errors, ten warnings and ten notices a step; one a finding keeps below that.
+    GitHub shows ten errors, ten warnings and ten notices a step; one a finding keeps a single checkpoint below that.
     """
+    return "".join(_annotations(result) for result in results)
+
+
+def _annotations(result: PipelineResult) -> str:
     lines = []
     file = "" if "://" in result.uri else f",file={_property(unquote(result.uri))}"
     for finding in result.findings:

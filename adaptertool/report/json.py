@@ -67,11 +67,18 @@ def rewrite_document(result: Rewrite) -> dict[str, Any]:
     }
 
 
-def error_document(error: AdapterToolError) -> dict[str, Any]:
-    """Any command's failure."""
+def error_document(error: AdapterToolError, target: str | None = None) -> dict[str, Any]:
+    """Any command's failure.
+
+    Args:
+        error: What went wrong.
+        target: With which checkpoint, as it was named or found; None where it is about none.
+    """
+    where = {} if target is None else {"target": {"location": target}}
     return {
         "schema": "adaptertool/error/1",
         "version": __version__,
+        **where,
         "error": {"code": error.code, "kind": error.kind, "message": error.message, "hint": error.hint},
     }
 

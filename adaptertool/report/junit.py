@@ -8,23 +8,35 @@ from xml.etree import ElementTree as ET  # written, never parsed
 from adaptertool.words import printable
 
 if TYPE_CHECKING:
-    from adaptertool.report.pipeline import PipelineResult
+    from collections.abc import Sequence
+
+    from adaptertool.report.pipeline import Check, PipelineResult
 
 
-def junit_xml(result: PipelineResult) -> str:
-    """One test suite with one test case a check: a failure where it failed, an error where it could not be found out."""
-    failures = sum(check.outcome == "failed" for check in result.checks)
-    errors = sum(check.outcome == "open" for check in result.checks)
-    counts = {
-        "tests": str(len(result.checks)),
-        "failures": str(failures),
-        "errors": str(errors),
+def junit_xml(results: Sequence[PipelineResult]) -> str:
+    """One test suite a checkpoint, with one test case a check: a failure where it failed, an error where it stayed open."""
+    command = results[0].command if results else "inspect"
+    name = f"adaptertool {command}" + (f" {printable(results[0].location)}" if len(results) == 1 else "")
+    root = ET.Element("testsuites", {"name": name, **_counts([check for result in results for check in result.checks])})
+    for result in results:
+        _add_suite(root, result)
+    ET.indent(root)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
+
+
+def _counts(checks: Sequence[Check]) -> dict[str, str]:
+    return {
+        "tests": str(len(checks)),
+        "failures": str(sum(check.outcome == "failed" for check in checks)),
+        "errors": str(sum(check.outcome == "open" for check in checks)),
         "skipped": "0",
         "time": "0",
     }
+
+
+def _add_suite(root: ET.Element, result: PipelineResult) -> None:
     name = f"adaptertool {result.command} {printable(result.location)}"
-    root = ET.Element("testsuites", {"name": name, **counts})
-    suite = ET.SubElement(root, "testsuite", {"name": name, **counts})
+    suite = ET.SubElement(root, "testsuite", {"name": name, **_counts(result.checks)})
     for check in result.checks:
         attributes = {"classname": f"adaptertool.{result.command}", "name": printable(check.name), "time": "0"}
         case = ET.SubElement(suite, "testcase", attributes)
@@ -35,5 +47,3 @@ def junit_xml(result: PipelineResult) -> str:
             ET.SubElement(case, tag, {"message": message, "type": kind}).text = f"{kind}: {message}"
     remarks = [f"{finding.severity} {finding.code} {finding.name}: {finding.message}" for finding in result.findings]
     ET.SubElement(suite, "system-out").text = "\n".join(printable(line) for line in [result.summary, *remarks])
-    ET.indent(root)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'

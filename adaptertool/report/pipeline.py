@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from adaptertool.checkpoint.weights import SAFETENSORS_WEIGHTS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adaptertool.errors import AdapterToolError
     from adaptertool.findings import Finding
     from adaptertool.merge.result import LayerResult, Status
     from adaptertool.operations.check_merge import MergeReport
@@ -61,6 +64,13 @@ class PipelineResult:
     checks: Sequence[Check]
 
 
+def pipeline_result(result: Inspection | MergeReport, exit_code: int) -> PipelineResult:
+    """The result of a command that reports findings, whichever it is."""
+    from adaptertool.operations.inspect import Inspection
+
+    return inspection_result(result, exit_code) if isinstance(result, Inspection) else merge_result(result)
+
+
 def merge_result(report: MergeReport) -> PipelineResult:
     """A dry run of a merge: one check for each layer."""
     counts: dict[str, int] = {}
@@ -105,6 +115,24 @@ def inspection_result(result: Inspection, exit_code: int) -> PipelineResult:
         result.findings,
         (),
         checks or [Check("checkpoint")],
+    )
+
+
+def failed_result(command: str, target: str, error: AdapterToolError) -> PipelineResult:
+    """A checkpoint that could not be looked at: one question that stays open."""
+    if target.startswith("hf://"):
+        uri = artifact_uri(target.removeprefix("hf://").partition("@")[0], "hub", None, SAFETENSORS_WEIGHTS)
+    else:
+        uri = artifact_uri(target, "local", None, SAFETENSORS_WEIGHTS if Path(target).is_dir() else "")
+    return PipelineResult(
+        command,
+        target,
+        uri,
+        f"failed: {error.message}",
+        error.exit_code,
+        (),
+        (error.message,),
+        (Check("checkpoint", "open", error.code, error.message),),
     )
 
 

@@ -31,7 +31,7 @@ def document(result: Result) -> dict[str, Any]:
     raise TypeError(f"{type(result).__name__} is no result of a command")
 
 
-def _text(result: Result) -> RenderableType:
+def text(result: Result) -> RenderableType:
     """Any result as its command's text report."""
     from adaptertool.operations.check_merge import MergeReport
     from adaptertool.operations.inspect import Inspection
@@ -66,7 +66,7 @@ def html(result: Result) -> str:
         emoji=False,
         markup=False,
     )
-    console.print(_text(result))
+    console.print(text(result))
     style = "overflow-x:auto;white-space:pre;line-height:normal;font-family:Menlo,'DejaVu Sans Mono',consolas,monospace"
     page = console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
     # Rich writes the terminal's own colour as black, which a dark notebook would not show.

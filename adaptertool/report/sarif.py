@@ -9,6 +9,8 @@ from adaptertool.findings import CODES
 from adaptertool.words import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adaptertool.findings import Code
     from adaptertool.report.pipeline import PipelineResult
 
@@ -17,10 +19,19 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 
 
-def sarif_document(result: PipelineResult) -> dict[str, Any]:
-    """One run with one result a finding; what could not be found out is a notification of the run."""
-    rules = list(dict.fromkeys(finding.code for finding in result.findings))
-    artifact = {"uri": result.uri, "index": 0}
+def sarif_document(results: Sequence[PipelineResult], exit_code: int) -> dict[str, Any]:
+    """One run with one result a finding; what could not be found out is a notification of the run.
+
+    Args:
+        results: One for each checkpoint. They share a run, because services take one a tool.
+        exit_code: What the command line ends with.
+    """
+    rules = list(dict.fromkeys(finding.code for result in results for finding in result.findings))
+    open_questions = [
+        f"{result.location}: {question}" if len(results) > 1 else question
+        for result in results
+        for question in result.open_questions
+    ]
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -33,14 +44,14 @@ def sarif_document(result: PipelineResult) -> dict[str, Any]:
                         "rules": [_rule(CODES[code]) for code in rules],
                     }
                 },
-                "artifacts": [{"location": {"uri": result.uri}}],
+                "artifacts": [{"location": {"uri": result.uri}} for result in results],
                 "invocations": [
                     {
-                        "executionSuccessful": not result.open_questions,
-                        "exitCode": result.exit_code,
+                        "executionSuccessful": not open_questions,
+                        "exitCode": exit_code,
                         "toolExecutionNotifications": [
                             {"level": "error", "message": {"text": f"could not find out: {printable(one)}"}}
-                            for one in result.open_questions
+                            for one in open_questions
                         ],
                     }
                 ],
@@ -54,7 +65,10 @@ def sarif_document(result: PipelineResult) -> dict[str, Any]:
                         },
                         "locations": [
                             {
-                                "physicalLocation": {"artifactLocation": artifact, "region": {"startLine": 1}},
+                                "physicalLocation": {
+                                    "artifactLocation": {"uri": result.uri, "index": index},
+                                    "region": {"startLine": 1},
+                                },
                                 "logicalLocations": [
                                     {"fullyQualifiedName": printable(name), "kind": "member"}
                                     for name in finding.tensors[:20]
@@ -65,6 +79,7 @@ def sarif_document(result: PipelineResult) -> dict[str, Any]:
                         "partialFingerprints": {"adaptertool/v1": f"{finding.code}:{result.uri}:{number}"},
                         "properties": {"count": finding.count},
                     }
+                    for index, result in enumerate(results)
                     for number, finding in enumerate(result.findings)
                 ],
                 "columnKind": "unicodeCodePoints",

@@ -113,7 +113,7 @@ def test_json_never_holds_nan(tmp_path: Path, base_of: Callable[[str], Path], be
 
 
 def test_github_annotations_are_workflow_commands(large: MergeReport) -> None:
-    lines = github_annotations(merge_result(large)).splitlines()
+    lines = github_annotations([merge_result(large)]).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["::error", "::warning", "::error", "::notice"]
     # Of these the log shows what they stand for; in a title a colon or comma would end it.
     assert lines[0].startswith("::error title=ADP201 no-bias-to-merge-into")
@@ -123,7 +123,7 @@ def test_github_annotations_are_workflow_commands(large: MergeReport) -> None:
 
 
 def test_junit_is_read_by_a_parser(large: MergeReport) -> None:
-    root = ET.fromstring(junit_xml(merge_result(large)).encode())
+    root = ET.fromstring(junit_xml([merge_result(large)]).encode())
     assert root.tag == "testsuites"
     (suite,) = root
     assert {key: suite.get(key) for key in ("tests", "failures", "errors")} == {
@@ -167,7 +167,7 @@ def check_sarif(document: dict[str, Any]) -> None:
 
 
 def test_sarif(large: MergeReport) -> None:
-    document = sarif_document(merge_result(large))
+    document = sarif_document([merge_result(large)], large.exit_code)
     check_sarif(document)
     run = document["runs"][0]
     assert [result["ruleId"] for result in run["results"]] == ["ADP201", "ADP205"]
@@ -178,9 +178,9 @@ def test_sarif(large: MergeReport) -> None:
 def test_every_code_can_be_a_sarif_rule() -> None:
     findings = [Finding(code, "message") for code in CODES]
     result = PipelineResult("inspect", "here", "a/b.safetensors", "summary", 1, findings, (), ())
-    check_sarif(sarif_document(result))
-    assert "::warning" in github_annotations(result)
-    assert ET.fromstring(junit_xml(result).encode()).get("tests") == "0"
+    check_sarif(sarif_document([result], result.exit_code))
+    assert "::warning" in github_annotations([result])
+    assert ET.fromstring(junit_xml([result]).encode()).get("tests") == "0"
 
 
 def test_where_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,9 +193,9 @@ def test_where_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_clean_report_in_every_format(base_of: Callable[[str], Path], beft_of: Callable[[str], Path]) -> None:
     report = check_merge(beft_of("qwen2"), base_of("qwen2"))
     result = merge_result(report)
-    assert github_annotations(result).startswith("::notice ")
-    assert sarif_document(result)["runs"][0]["results"] == []
-    assert ET.fromstring(junit_xml(result).encode()).get("failures") == "0"
+    assert github_annotations([result]).startswith("::notice ")
+    assert sarif_document([result], result.exit_code)["runs"][0]["results"] == []
+    assert ET.fromstring(junit_xml([result]).encode()).get("failures") == "0"
     assert "mergeable: all 2 layers can be merged into" in shown(report)
 
 

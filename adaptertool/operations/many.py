@@ -1,0 +1,204 @@
+"""One operation on many checkpoints, several at a time. What goes wrong with one is a value beside the others' results."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from adaptertool.checkpoint.bytes import os_error
+from adaptertool.checkpoint.discover import Found
+from adaptertool.errors import AdapterToolError, NoSpaceError
+from adaptertool.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+R = TypeVar("R")
+
+MOST_JOBS = 8
+"""Checkpoints that are worked on at once unless the caller says otherwise: on the Hub, or with as many processors."""
+
+AHEAD = 4
+"""Results a worker that may wait for the caller, before it waits itself."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[R]):
+    """What became of one checkpoint.
+
+    Attributes:
+        target: As it was named or found.
+        result: What the operation returned; None where it failed.
+        error: Why it failed.
+    """
+
+    target: str
+    result: R | None
+    error: AdapterToolError | None = None
+
+
+class Watch(Protocol):
+    """An observer of work on many checkpoints; its methods are called from several threads."""
+
+    def found(self) -> None:
+        """There is one more checkpoint to work on."""
+
+    def began(self) -> Progress:
+        """Work on it begins; the answer is told how far it got."""
+
+    def ended(self) -> None:
+        """It is done."""
+
+
+class _Unwatched:
+    def found(self) -> None:
+        """Nothing is shown."""
+
+    def began(self) -> Progress:
+        """Nothing is shown."""
+        return SILENT
+
+    def ended(self) -> None:
+        """Nothing is shown."""
+
+
+def each(
+    operation: Callable[..., R], targets: Iterable[str | Path], *, jobs: int | None = None, **options: Any
+) -> Generator[Outcome[R], None, None]:
+    """Apply `inspect`, `slim`, `restore` or `check_merge` to many checkpoints.
+
+    >>> for one in adaptertool.each(adaptertool.inspect, adaptertool.find("runs/"), verify="full"):
+    ...     print(one.target, one.error or one.result.projections)
+
+    Args:
+        operation: What to do with each.
+        targets: The checkpoints; taken one by one, so that work begins before all are found.
+        jobs: How many are worked on at once; see `jobs_for`.
+        **options: What the operation takes beside its target.
+
+    Yields:
+        One outcome a target, in the order in which they are done. Closing the iterator ends the work: what runs stops at
+        its next megabyte, and no checkpoint is left half written.
+    """
+    found = (Found(str(target)) for target in targets)
+    return run(lambda one, _: operation(one.target, **options), found, jobs=jobs or os.cpu_count() or 1)
+
+
+def run(
+    work: Callable[[Found, Progress], R], targets: Iterable[Found], *, jobs: int, watch: Watch | None = None
+) -> Generator[Outcome[R], None, None]:
+    """The same for work that says how far it is.
+
+    Args:
+        work: Takes a checkpoint, and who is told how far it got. May raise `AdapterToolError`, `OSError`, `MemoryError` or
+            `RecursionError`, which are outcomes; anything else ends the whole.
+        targets: The checkpoints. A problem that stands with one becomes its outcome.
+        jobs: How many are worked on at once.
+        watch: Who is told how far the whole is.
+
+    Yields:
+        See `each`.
+    """
+    return _Workers(work, watch or _Unwatched(), jobs).outcomes(targets)
+
+
+def default_jobs(*, remote: bool) -> int:
+    """How many checkpoints are worked on at once: on the Hub the network is waited for, on disk the processors are."""
+    return MOST_JOBS if remote else min(MOST_JOBS, os.cpu_count() or 1)
+
+
+class _CancelledError(Exception):
+    """The caller wants no more."""
+
+
+class _Workers(Generic[R]):
+    """Threads: numpy lets go of the interpreter while it draws and compares, and so does reading."""
+
+    def __init__(self, work: Callable[[Found, Progress], R], watch: Watch, jobs: int) -> None:
+        self._work, self._watch, self._jobs = work, watch, jobs
+        self._done: queue.SimpleQueue[Outcome[R] | BaseException] = queue.SimpleQueue()
+        self._room = threading.Semaphore(AHEAD * jobs)
+        self._cancelled = threading.Event()
+
+    def outcomes(self, targets: Iterable[Found]) -> Generator[Outcome[R], None, None]:
+        pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="adaptertool")
+        due = 0
+        try:
+            for one in targets:
+                self._watch.found()
+                pool.submit(self._run, one)
+                due += 1
+                while not self._done.empty():
+                    due -= 1
+                    yield self._next()
+            while due:
+                due -= 1
+                yield self._next()
+        finally:
+            self._cancelled.set()
+            for _ in range(self._jobs):
+                self._room.release()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self) -> Outcome[R]:
+        while True:
+            try:
+                # With a limit, because waiting without one can't be interrupted on Windows.
+                outcome = self._done.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            self._room.release()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+    def _run(self, found: Found) -> None:
+        self._room.acquire()
+        if self._cancelled.is_set():
+            return
+        try:
+            self._done.put(self._outcome(found))
+        except _CancelledError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again where the outcomes are taken
+            self._done.put(error)
+
+    def _outcome(self, found: Found) -> Outcome[R]:
+        if found.problem is not None:
+            return Outcome(found.target, None, found.problem)
+        progress = _Cancellable(self._watch.began(), self._cancelled)
+        try:
+            return Outcome(found.target, self._work(found, progress))
+        except AdapterToolError as error:
+            return Outcome(found.target, None, error)
+        except (MemoryError, RecursionError):
+            return Outcome(found.target, None, NoSpaceError("not enough memory"))
+        except OSError as error:
+            return Outcome(
+                found.target, None, os_error(error, error.filename2 or error.filename or found.target, "use")
+            )
+        finally:
+            self._watch.ended()
+
+
+class _Cancellable:
+    """Ends the work of a thread at its next step once the caller wants no more."""
+
+    def __init__(self, progress: Progress, cancelled: threading.Event) -> None:
+        self._progress, self._cancelled = progress, cancelled
+
+    def phase(self, what: str, total: int) -> None:
+        if self._cancelled.is_set():
+            raise _CancelledError
+        self._progress.phase(what, total)
+
+    def advance(self, count: int) -> None:
+        if self._cancelled.is_set():
+            raise _CancelledError
+        self._progress.advance(count)

@@ -1,0 +1,85 @@
+"""Lists that are read in any width: a table where it fits, and a few lines for each entry where it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, chop_cells
+from rich.padding import Padding
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+GAP = 2
+"""Columns between two cells."""
+
+LEAST_NAME = 24
+"""Columns that the name at the end of a line is given before the table becomes a list."""
+
+
+class Records:
+    """Entries of a few short cells and a name of any length, which comes last and is folded, never cut.
+
+    Args:
+        titles: Of the cells and of the name. A title that begins with `>` is of numbers, which are aligned to the right.
+        rows: The cells and the name of each entry.
+    """
+
+    def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+        self._right = [title.startswith(">") for title in titles]
+        self._titles = [title.removeprefix(">") for title in titles]
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Choose by the width that there is."""
+        # A column that is empty throughout says nothing.
+        kept = [at for at in range(len(self._titles) - 1) if any(row[at].plain for row in self._rows)]
+        widths = {at: max(cell_len(self._titles[at]), *(row[at].cell_len for row in self._rows)) for at in kept}
+        room = options.max_width - sum(widths.values()) - GAP * len(kept)
+        longest = max((row[-1].cell_len for row in self._rows), default=0)
+        if room >= min(longest, LEAST_NAME):
+            yield from self._table(widths, max(room, 1))
+        else:
+            yield from self._list(kept, max(options.max_width, 1))
+
+    def _table(self, widths: dict[int, int], room: int) -> RenderResult:
+        head = [Text(title, style="dim") for title in self._titles]
+        for row in [head, *self._rows]:
+            line = Text(no_wrap=True, overflow="ignore")
+            for at, width in widths.items():
+                gap = " " * (width - row[at].cell_len)
+                line.append_text(Text.assemble(gap, row[at]) if self._right[at] else Text.assemble(row[at], gap))
+                line.append(" " * GAP)
+            indent = line.cell_len
+            for number, piece in enumerate(_folded(row[-1], room)):
+                if number:
+                    line.append("\n" + " " * indent)
+                line.append_text(piece)
+            line.rstrip()
+            yield line
+
+    def _list(self, kept: Sequence[int], width: int) -> RenderResult:
+        for row in self._rows:
+            yield from _folded(row[-1], width)
+            facts = Text()
+            for at in kept:
+                if row[at].plain:
+                    facts.append("" if not facts.plain else ", ")
+                    facts.append(f"{self._titles[at]} " if self._titles[at] else "", style="dim")
+                    facts.append_text(row[at])
+            yield Padding.indent(facts, 2)
+
+
+def _folded(name: Text, width: int) -> list[Text]:
+    if name.cell_len <= width:
+        return [name]
+    pieces, start = [], 0
+    for piece in chop_cells(name.plain, width):
+        pieces.append(name[start : start + len(piece)])
+        start += len(piece)
+    for piece_ in pieces:
+        piece_.no_wrap, piece_.overflow = True, "ignore"
+    return pieces
