@@ -280,9 +280,9 @@ def _normalised_signs(signs: NDArray[np.int8]) -> Tabulated:
 
 
 def _kaiming(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    import torch
-
-    return torch.nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
+    """`kaiming_uniform_(a=math.sqrt(5))`, which takes no generator in torch 2.0."""
+    bound = kaiming_bound(math.prod(tensor.shape[1:]))
+    return tensor.uniform_(-bound, bound, generator=generator)
 
 
 def _torch_16_bit(tensor: torch.Tensor, dtype: str) -> Tabulated:

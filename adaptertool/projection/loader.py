@@ -104,9 +104,10 @@ def _probe_16_bit() -> Sampler | None:
     from adaptertool.projection.sampler import WordStream, uniform_16_bit
 
     tensor = torch.empty(_PROBE_SHAPE, dtype=torch.bfloat16)
-    torch.nn.init.kaiming_uniform_(tensor, a=5**0.5, generator=torch.Generator(device="cpu").manual_seed(0))
-    drawn = tensor.view(torch.int16).numpy().view(np.uint16).reshape(-1)
     bound = kaiming_bound(_PROBE_SHAPE[-1])
+    # What kaiming_uniform_ does, which takes no generator in torch 2.0.
+    tensor.uniform_(-bound, bound, generator=torch.Generator(device="cpu").manual_seed(0))
+    drawn = tensor.view(torch.int16).numpy().view(np.uint16).reshape(-1)
     words = WordStream(0).words(drawn.size)
     samplers: tuple[Sampler, ...] = ("torch>=2.12", "torch<2.12")
     for sampler in samplers:
