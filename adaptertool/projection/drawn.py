@@ -72,7 +72,8 @@ class Tabulated:
         bits = to_bits(_cast(self.table, casts), casts[-1])
         stop = self.numel if stop is None else stop
         for begin in range(start, stop, CHUNK_ELEMENTS):
-            yield bits[self.codes[begin : min(begin + CHUNK_ELEMENTS, stop)]]
+            # Counting round the table is faster than checking the indices, and gives -1 its place at the end.
+            yield np.take(bits, self.codes[begin : min(begin + CHUNK_ELEMENTS, stop)], mode="wrap")
 
     def same_after(self, casts: tuple[str, ...], other: tuple[str, ...]) -> bool:
         """See `Drawn.same_after`."""
@@ -81,9 +82,8 @@ class Tabulated:
         differs &= ~np.isnan(self.table)
         if not differs.any():
             return True
-        return not any(
-            differs[self.codes[begin : begin + CHUNK_ELEMENTS]].any() for begin in range(0, self.numel, CHUNK_ELEMENTS)
-        )
+        pieces = (self.codes[begin : begin + CHUNK_ELEMENTS] for begin in range(0, self.numel, CHUNK_ELEMENTS))
+        return not any(np.take(differs, piece, mode="wrap").any() for piece in pieces)
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,12 @@ def _cast(values: NDArray[Any], casts: tuple[str, ...]) -> NDArray[Any]:
     return values
 
 
-def stored_bits(drawn: Drawn, casts: tuple[str, ...]) -> NDArray[Any]:
-    """All elements after the casts, as one flat array of the stored dtype's bits."""
-    result = np.empty(drawn.numel, dtype=BIT_TYPES[drawn.stored_dtype(casts)])
+def stored_bits(drawn: Drawn, casts: tuple[str, ...], start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    """Elements after the casts, by default all, as one flat array of the stored dtype's bits."""
+    stop = drawn.numel if stop is None else stop
+    result = np.empty(stop - start, dtype=BIT_TYPES[drawn.stored_dtype(casts)])
     at = 0
-    for piece in drawn.chunks(casts):
+    for piece in drawn.chunks(casts, start, stop):
         result[at : at + piece.size] = piece
         at += piece.size
     return result

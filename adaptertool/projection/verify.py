@@ -7,9 +7,11 @@ does not grow with their number.
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from adaptertool.projection.generation import Generation
 from adaptertool.projection.recipe import Recipe, conditions, draws, recipe_for, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,7 +47,13 @@ REMOTE_COPIES = 3
 """How many of the copies of a projection a sample compares over a network: the first, the middle and the last one."""
 
 REMOTE_REQUESTS = 8
-"""Ranges that are read at the same time."""
+"""Ranges that are read over a network at the same time."""
+
+SPAN = 8 << 20
+"""Bytes of a tensor on disk that one thread compares before it takes others."""
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads that compare: reading and comparing go on outside of Python's lock, and memory is faster than one of them."""
 
 
 @dataclass(frozen=True)
@@ -93,46 +101,52 @@ class Verification:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Reference(Protocol):
-    """The bits that a tensor should have."""
+class _Reference:
+    """The bits that a tensor should have; each range is made once, and kept to be compared with every copy."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int], NDArray[Any]] = {}
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
-        """Those of the elements from `start` to before `stop`, as unsigned integers."""
+        """Those of the elements from `start` to before `stop`, as unsigned integers.
+
+        Threads that ask for the same range at the same time may each make it.
+        """
+        if (start, stop) not in self._made:
+            self._made[start, stop] = self._make(start, stop)
+        return self._made[start, stop]
+
+    def _make(self, start: int, stop: int) -> NDArray[Any]:
+        raise NotImplementedError
 
 
-class _DrawnReference:
-    """Bits that were drawn; all of them are kept if all are asked for, to be compared with each copy."""
+class _DrawnReference(_Reference):
+    """Bits that were drawn."""
 
     def __init__(self, drawn: Drawn, casts: tuple[str, ...]) -> None:
+        super().__init__()
         self.drawn, self.casts = drawn, casts
-        self._all: NDArray[Any] | None = None
 
-    def bits(self, start: int, stop: int) -> NDArray[Any]:
-        if self._all is None and stop - start == self.drawn.numel:
-            self._all = stored_bits(self.drawn, self.casts)
-        if self._all is not None:
-            return self._all[start:stop]
-        return np.concatenate(list(self.drawn.chunks(self.casts, start, stop)))
+    def _make(self, start: int, stop: int) -> NDArray[Any]:
+        return stored_bits(self.drawn, self.casts, start, stop)
 
 
-class _StoredReference:
+class _StoredReference(_Reference):
     """Bits that another tensor of the file has."""
 
     def __init__(self, weights: Weights, tensor: str) -> None:
+        super().__init__()
         self._weights, self._tensor = weights, tensor
         self._type = _bit_type(weights.tensors[tensor].dtype)
-        self._kept: tuple[tuple[int, int], NDArray[Any]] | None = None
 
-    def bits(self, start: int, stop: int) -> NDArray[Any]:
-        if self._kept is None or self._kept[0] != (start, stop):
-            size = np.dtype(self._type).itemsize
-            buffer = np.empty((stop - start) * size, dtype=np.uint8)
-            at = 0
-            for piece in self._weights.stream(self._tensor, start * size, buffer.size):
-                buffer[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
-                at += len(piece)
-            self._kept = (start, stop), buffer.view(self._type)
-        return self._kept[1]
+    def _make(self, start: int, stop: int) -> NDArray[Any]:
+        size = np.dtype(self._type).itemsize
+        buffer = np.empty((stop - start) * size, dtype=np.uint8)
+        at = 0
+        for piece in self._weights.stream(self._tensor, start * size, buffer.size):
+            buffer[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            at += len(piece)
+        return buffer.view(self._type)
 
 
 @dataclass(frozen=True)
@@ -142,7 +156,6 @@ class _Match:
     generation: Generation
     casts: tuple[str, ...]
     references: Mapping[str, _DrawnReference]
-    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,7 @@ class Comparison:
     progress: Callable[[int], None] = lambda _: None
     remote: bool = False
     _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def extents(self, tensor: str) -> list[tuple[int, int]]:
         """The elements to compare, as half-open ranges; bytes, where an element is less than one."""
@@ -208,42 +222,74 @@ class Comparison:
             self._samples[key] = b"".join(bytes(piece) for piece in self.weights.stream(tensor, start, length))
         return (memoryview(self._samples[key]),)
 
-    def difference(self, tensor: str, reference: _Reference, digest: Any = None) -> Difference | None:
-        """Compare a stored tensor with the bits that it should have.
+    def spans(self, tensor: str) -> Iterator[tuple[int, int]]:
+        """The elements to compare, in ranges that are compared at the same time where that is faster."""
+        if self.remote or self.weights.format == "pickle":
+            yield from self.extents(tensor)
+            return
+        step = SPAN // np.dtype(_bit_type(self.weights.tensors[tensor].dtype)).itemsize
+        for start, stop in self.extents(tensor):
+            yield from ((begin, min(begin + step, stop)) for begin in range(start, stop, step))
+
+    def first_difference(self, tensors: Iterable[str], reference: _Reference) -> Difference | None:
+        """Compare stored tensors with the bits that they all should have.
 
         Args:
-            tensor: Its name.
+            tensors: Their names.
             reference: The bits due.
-            digest: A hashlib object that takes in the bytes compared.
+
+        Returns:
+            The first difference of the first tensor that differs; None where none does.
         """
-        info = self.weights.tensors[tensor]
-        for start, stop in self.extents(tensor):
-            due = reference.bits(start, stop)
-            due_bytes = due.view(np.uint8)
-            at = 0
-            for piece in self._pieces(tensor, start * due.itemsize, due_bytes.size):
-                stored = np.frombuffer(piece, dtype=np.uint8)
-                if digest is not None:
-                    digest.update(piece)
-                expected = due_bytes[at : at + stored.size]
-                if not np.array_equal(stored, expected):
-                    wrong = np.flatnonzero(stored != expected)
-                    elements = np.unique((wrong + at) // due.itemsize)
-                    first = int(elements[0])
-                    stored_bytes = b"".join(
-                        bytes(part)
-                        for part in self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
-                    )
-                    return Difference(
-                        tensor,
-                        _position(start + first, info),
-                        _value(np.frombuffer(stored_bytes, dtype=due.dtype), info.dtype),
-                        _value(due[first : first + 1], info.dtype),
-                        elements.size,
-                    )
-                at += stored.size
+        spans = [(tensor, start, stop) for tensor in tensors for start, stop in self.spans(tensor)]
+        if self.remote or THREADS == 1 or len(spans) == 1:
+            for span in spans:
+                difference = self._difference(reference, *span)
+                if difference is not None:
+                    return difference
+            return None
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            compared = [pool.submit(self._difference, reference, *span) for span in spans]
+            # In order, so that the first one is found in each run.
+            return next((found for each in compared if (found := each.result()) is not None), None)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _difference(self, reference: _Reference, tensor: str, start: int, stop: int) -> Difference | None:
+        due = reference.bits(start, stop)
+        due_bytes = due.view(np.uint8)
+        at = 0
+        for piece in self._pieces(tensor, start * due.itemsize, due_bytes.size):
+            stored = np.frombuffer(piece, dtype=np.uint8)
+            expected = due_bytes[at : at + stored.size]
+            if not _same(stored, expected):
+                info = self.weights.tensors[tensor]
+                wrong = np.flatnonzero(stored != expected)
+                elements = np.unique((wrong + at) // due.itemsize)
+                first = int(elements[0])
+                stored_bytes = b"".join(
+                    bytes(part) for part in self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
+                )
+                return Difference(
+                    tensor,
+                    _position(start + first, info),
+                    _value(np.frombuffer(stored_bytes, dtype=due.dtype), info.dtype),
+                    _value(due[first : first + 1], info.dtype),
+                    elements.size,
+                )
+            at += stored.size
+            with self._lock:
                 self.progress(stored.size)
         return None
+
+
+def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether bytes are equal; eight at a time, since the outcome for each is written to memory before it is looked at."""
+    whole = one.size - one.size % 8
+    return np.array_equal(one[:whole].view(np.uint64), other[:whole].view(np.uint64)) and np.array_equal(
+        one[whole:], other[whole:]
+    )
 
 
 def _bit_type(dtype: str) -> type[np.unsignedinteger[Any]]:
@@ -284,21 +330,35 @@ def verify(
     level = comparison.level
     comparison.prefetch(name for one in stored for name in (one.canonical, *comparison.chosen(one.copies)))
     match, nearest = _identify(comparison, stored, basis, loader)
-    difference = differing_copy(comparison, stored, match.references if match else {})
     if match is None:
+        difference = differing_copy(comparison, stored)
         if difference is not None:
             return Verification(level, "copies-differ", reason=difference)
         return Verification(level, "not-regenerable", reason=f"no known recipe draws them; {nearest}")
     recipe = recipe_for(basis, match.generation, match.casts)
+    with ThreadPoolExecutor(1) as hashing:
+        digests = hashing.submit(_digests, comparison, stored, match)
+        difference = differing_copy(comparison, stored, match.references)
     if difference is not None:
         return Verification(level, "copies-differ", recipe, reason=difference)
     drawn = [reference.drawn for reference in match.references.values()]
     cast = any(kind not in basis.fixed for kind in basis.shapes) and match.generation.dtype in FLOATS
     loads_with = (*conditions(recipe, load_dtypes(drawn, match.casts) if cast else None), *basis.requires)
     if draws(loader, recipe.generation):
-        return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
+        return Verification(level, "regenerable", recipe, loads_with, digests=digests.result())
     reason = why_not(loader, recipe.generation)
-    return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
+    return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, digests.result())
+
+
+def _digests(comparison: Comparison, stored: Sequence[Stored], match: _Match) -> dict[str, str]:
+    """SHA-256 of the canonical tensors, of which every byte was compared with what was drawn; none of a sample."""
+    digests = {}
+    for one in stored if comparison.level == "full" else ():
+        digest = hashlib.sha256()
+        for start, stop in comparison.spans(one.canonical):
+            digest.update(match.references[one.kind].bits(start, stop).view(np.uint8).data)
+        digests[one.kind] = digest.hexdigest()
+    return digests
 
 
 def differing_copy(
@@ -317,18 +377,16 @@ def differing_copy(
     weights = comparison.weights
     for one in stored:
         canonical = weights.tensors[one.canonical]
-        reference: _Reference | None = (drawn or {}).get(one.kind)
-        chosen = comparison.chosen(one.copies)
         for copy in one.copies:
             info = weights.tensors[copy]
             if (info.dtype, info.shape) != (canonical.dtype, canonical.shape):
                 return f"{copy} is {info.dtype} {info.shape}, {one.canonical} {canonical.dtype} {canonical.shape}"
-            if copy not in chosen or weights.stored_as(copy) == weights.stored_as(one.canonical):
-                continue
-            reference = reference or _StoredReference(weights, one.canonical)
-            difference = comparison.difference(copy, reference)
-            if difference is not None:
-                return str(difference)
+        reference = (drawn or {}).get(one.kind) or _StoredReference(weights, one.canonical)
+        same = weights.stored_as(one.canonical)
+        copies = [copy for copy in comparison.chosen(one.copies) if weights.stored_as(copy) != same]
+        difference = comparison.first_difference(copies, reference)
+        if difference is not None:
+            return str(difference)
     return None
 
 
@@ -345,22 +403,18 @@ def _identify(
         drawing = basis.draw_with_torch(generation.dtype) if own else basis.draw(generation)
         chains = basis.chains(generation, cast[0] if cast else generation.dtype)
         references: dict[str, _DrawnReference] = {}
-        digests: dict[str, str] = {}
         for position, (kind, projection) in enumerate(drawing):
             fitting = []
             for casts in chains:
                 reference = _DrawnReference(projection, casts)
-                digest = hashlib.sha256() if comparison.level == "full" else None
-                miss = comparison.difference(canonical[kind], reference, digest)
+                miss = comparison.first_difference([canonical[kind]], reference)
                 if miss is not None:
                     # The farther a drawing gets before it differs, and the less it differs then, the nearer it is.
                     if nearest is None or (-position, miss.among) < nearest[:2]:
                         nearest = -position, miss.among, miss
                     continue
                 fitting.append(casts)
-                if kind not in references:
-                    references[kind] = reference
-                    digests.update({kind: digest.hexdigest()} if digest else {})
+                references.setdefault(kind, reference)
                 if position == len(basis.shapes) - 1:
                     break
             chains = fitting
@@ -370,7 +424,7 @@ def _identify(
             # Each kind's reference was cast by the first chain that fitted it; the last kind has the final say.
             final = {kind: _DrawnReference(one.drawn, chains[0]) for kind, one in references.items()}
             final.update({kind: one for kind, one in references.items() if one.casts == chains[0]})
-            return _Match(generation, chains[0], final, digests), None
+            return _Match(generation, chains[0], final), None
     return None, nearest[2] if nearest else None
 
 
