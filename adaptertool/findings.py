@@ -241,6 +241,26 @@ _CODES = (
         "adaptertool check-merge ./adapter --base ./base",
     ),
     Code(
+        "ADP210",
+        "tensors-not-loaded",
+        "warning",
+        "The file holds tensors that PEFT does not load, because the adapter's config makes no place for them.",
+        "PEFT goes by the config: it attaches to the layers that target_modules names, and leaves out what a file holds "
+        "beyond that without an error. The update that these tensors hold takes part in nothing, merged or not.",
+        "Restore the adapter_config.json that was saved with these weights.",
+        "adaptertool check-merge ./adapter --base ./base",
+    ),
+    Code(
+        "ADP211",
+        "layer-not-trained",
+        "warning",
+        "The adapter's config targets a layer for which the file lacks tensors.",
+        "PEFT attaches an update of its own there, one that nobody trained, and merges it with the rest. Most methods "
+        "begin with an update that changes nothing; the merge then works, and the layer stays as it was.",
+        "If the layer was trained, go back to a checkpoint that holds it; if not, take it out of target_modules.",
+        "adaptertool check-merge ./adapter --base ./base",
+    ),
+    Code(
         "ADP301",
         "not-finite",
         "error",

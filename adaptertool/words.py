@@ -21,9 +21,9 @@ def size(count: int) -> str:
     return f"{value / 1000:.3g} EB"
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 tensor`, `2 tensors`, `12,000 tensors`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """`1 tensor`, `2 tensors`, `12,000 tensors`; `several` where an s does not make the plural."""
+    return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
 
 
 def printable(text: str) -> str:

@@ -43,8 +43,13 @@ class Folder(Protocol):
     def walk(self) -> Sequence[str]:
         """Names of all files in this folder and below it, with slashes, sorted."""
 
-    def open(self, name: str) -> Bytes:
+    def open(self, name: str, *, ahead: int | None = None) -> Bytes:
         """The file of that name, as `files` or `walk` gives it.
+
+        Args:
+            name: The file.
+            ahead: Over a network, how many bytes the first read at its beginning fetches at least; by default as many as
+                most headers take.
 
         Raises:
             NotFoundError: there is none.
@@ -86,7 +91,7 @@ class LocalFolder:
         """Names of the files here and in all folders below; symlinks to folders are not followed."""
         return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
 
-    def open(self, name: str) -> Bytes:
+    def open(self, name: str, *, ahead: int | None = None) -> Bytes:  # noqa: ARG002 - a disk has no use for it
         """Open the file of that name."""
         file = LocalBytes(self.path / name)
         self._opened.append(file)

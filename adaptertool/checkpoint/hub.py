@@ -195,8 +195,12 @@ class HubFolder:
         self._below = self._read_tree(recursive=True)
         return sorted(self._below)
 
-    def open(self, name: str) -> Bytes:
+    def open(self, name: str, *, ahead: int | None = None) -> Bytes:
         """The file of that name: from the cache if it holds the file of this commit, else read in ranges.
+
+        Args:
+            name: The file.
+            ahead: How many bytes the first read at its beginning fetches; `PREFETCH` by default.
 
         Raises:
             NotFoundError: this folder holds none of that name.
@@ -215,7 +219,7 @@ class HubFolder:
                 f"{self.location} holds no {name} at revision {self.named_revision or 'main'}",
                 hint=f"See {self.client.endpoint}/{self.repo_id}/tree/{self.revision} for what it holds.",
             )
-        file = HubBytes(self, entry)
+        file = HubBytes(self, entry, PREFETCH if ahead is None else ahead)
         self._opened.append(file)
         return file
 
@@ -350,8 +354,9 @@ class HubBytes:
     of the whole file is checked against the digest in the repo's tree as well.
     """
 
-    def __init__(self, folder: HubFolder, entry: HubFile) -> None:
+    def __init__(self, folder: HubFolder, entry: HubFile, ahead: int = PREFETCH) -> None:
         """Take the file as the tree describes it; nothing is read yet."""
+        self._ahead = ahead
         self._client = folder.client
         self._entry = entry
         self._commit = folder.revision
@@ -385,7 +390,7 @@ class HubBytes:
     def read(self, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`; see `Bytes.read`.
 
-        The first read at the beginning fetches up to `PREFETCH` bytes, and later ones are served from them.
+        The first read at the beginning fetches further bytes ahead, and later ones are served from them.
         """
         self._check(start, length)
         begun = self._begin(start, length)
@@ -435,11 +440,11 @@ class HubBytes:
 
     def _begin(self, start: int, length: int) -> bytes:
         """What of that range is there already, having fetched ahead if nothing was read so far."""
-        if start >= PREFETCH:
+        if start >= self._ahead:
             return b""
         with self._prefix_lock:
-            if start == 0 and not self._prefix and 0 < length <= PREFETCH:
-                self._prefix = b"".join(bytes(piece) for piece in self.stream(0, min(PREFETCH, self.size)))
+            if start == 0 and not self._prefix and 0 < length <= self._ahead:
+                self._prefix = b"".join(bytes(piece) for piece in self.stream(0, min(self._ahead, self.size)))
             return self._prefix[start : start + length]
 
     def _other_content(self) -> NetworkError:

@@ -47,6 +47,9 @@ class Weights(Protocol):
     def stream(self, name: str, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
         """The tensor's bytes, little-endian and row-major, or `length` of them from `start`."""
 
+    def hold(self) -> None:
+        """Read all data at once, so that what is streamed from now on comes from memory: for small files far away."""
+
     def stored_as(self, name: str) -> str:
         """The name of the tensor whose bytes these are: another one where two names share one storage."""
 
@@ -67,6 +70,7 @@ class SafetensorsWeights:
         """
         self.file = file
         self.header: Header = read_header(file)
+        self._held: bytes | None = None
 
     @property
     def file_bytes(self) -> int:
@@ -87,7 +91,13 @@ class SafetensorsWeights:
         """The tensor's bytes, read from the file as they are asked for."""
         tensor = self.tensors[name]
         length = tensor.nbytes - start if length is None else length
+        if self._held is not None:
+            return iter((memoryview(self._held)[tensor.start + start : tensor.start + start + length],))
         return self.file.stream(self.header.data_start + tensor.start + start, length)
+
+    def hold(self) -> None:
+        """Read all data in one range."""
+        self._held = self.file.read(self.header.data_start, self.file.size - self.header.data_start)
 
     def stored_as(self, name: str) -> str:
         """Itself: in a safetensors file no two names share bytes."""
@@ -167,6 +177,9 @@ class PickleWeights:
         stop = len(view) if length is None else start + length
         for begin in range(start, stop, CHUNK):
             yield view[begin : min(begin + CHUNK, stop)]
+
+    def hold(self) -> None:
+        """Nothing: they are in memory."""
 
     def stored_as(self, name: str) -> str:
         """The first name whose storage this is."""

@@ -42,11 +42,10 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
         at = next((index for index, segment in enumerate(segments) if segment.startswith(prefixes)), 0)
         if at == 0 or (at == 1 and segments[0] == "base_model"):
             continue
-        leaf = ".".join(segments[at:])
         # A layer with adapters on two of its parameters is wrapped twice.
         while segments[at - 1] == "base_layer" and at > 1:
             at -= 1
-        layers.setdefault(".".join(segments[:at]), {})[leaf] = tensor
+        layers.setdefault(".".join(segments[:at]), {})[".".join(segments[at:])] = tensor
     return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural_order))
 
 

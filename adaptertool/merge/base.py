@@ -28,6 +28,16 @@ THREADS = 8
 """Files read at the same time: enough to hide a network's latency, few enough to be polite to a server."""
 
 
+GAP = 64 << 10
+"""Bytes between two tensors that are read with them: over a network, less than another request costs."""
+
+HEAD_BYTES = 512
+"""What a header takes beside its tensors: its length, and metadata such as the format."""
+
+ENTRY_BYTES = 120
+"""What a header says of a tensor beside its name: dtype, shape and two offsets of up to twelve digits."""
+
+
 class Base:
     """A base model on disk or on the Hub, opened without reading its weights.
 
@@ -42,6 +52,7 @@ class Base:
         self.config = config
         self.files = files
         self._headers: dict[str, tuple[Bytes, Header]] = {}
+        self._header_bytes: dict[str, int] = {}
 
     def load_headers(self, names: Iterable[str]) -> None:
         """Read the headers of the files that hold these tensors, in parallel; a header is read once.
@@ -53,6 +64,9 @@ class Base:
         missing = sorted({self.files[name] for name in names} - self._headers.keys())
         if not missing:
             return
+        if not self._header_bytes:
+            for name, shard in self.files.items():
+                self._header_bytes[shard] = self._header_bytes.get(shard, HEAD_BYTES) + ENTRY_BYTES + len(name.encode())
         with ThreadPoolExecutor(min(THREADS, len(missing))) as pool:
             self._headers.update(zip(missing, pool.map(self._read_header, missing), strict=True))
 
@@ -71,22 +85,39 @@ class Base:
         return header.tensors[name]
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of these tensors and of nothing else, read in parallel."""
-        wanted = list(names)
+        """The bytes of these tensors, read in parallel; tensors that lie close together are read as one range."""
+        wanted = list(dict.fromkeys(names))
         self.load_headers(wanted)
-        if not wanted:
+        ranges: list[list[str]] = []
+        end, last = 0, None
+        for name in sorted(wanted, key=lambda name: (self.files[name], self.tensor(name).start)):
+            info = self.tensor(name)
+            if self.files[name] == last and info.start - end <= GAP:
+                ranges[-1].append(name)
+            else:
+                ranges.append([name])
+            end, last = info.start + info.nbytes, self.files[name]
+        if not ranges:
             return {}
-        with ThreadPoolExecutor(min(THREADS, len(wanted))) as pool:
-            return dict(zip(wanted, pool.map(self._read_tensor, wanted), strict=True))
+        found: dict[str, bytes] = {}
+        with ThreadPoolExecutor(min(THREADS, len(ranges))) as pool:
+            for contents in pool.map(self._read_range, ranges):
+                found.update(contents)
+        return found
 
-    def _read_tensor(self, name: str) -> bytes:
-        info = self.tensor(name)
-        file, header = self._headers[self.files[name]]
-        return file.read(header.data_start + info.start, info.nbytes)
+    def _read_range(self, names: list[str]) -> dict[str, bytes]:
+        file, header = self._headers[self.files[names[0]]]
+        first, last = self.tensor(names[0]), self.tensor(names[-1])
+        content = file.read(header.data_start + first.start, last.start + last.nbytes - first.start)
+        found = {}
+        for name in names:
+            info = self.tensor(name)
+            found[name] = content[info.start - first.start : info.start - first.start + info.nbytes]
+        return found
 
     def _read_header(self, name: str) -> tuple[Bytes, Header]:
         try:
-            file = self.folder.open(name)
+            file = self.folder.open(name, ahead=self._header_bytes.get(name))
         except NotFoundError as error:
             raise NotFoundError(
                 f"{self.folder.location} is incomplete: {name}, which its index names, is missing",

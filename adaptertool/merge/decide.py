@@ -67,8 +67,28 @@ class BaseLayers:
         self.modules = modules_of(base.files)
         self._names = Names(self.modules, code.wrappers, code.leading)
         self._renamed = renamed or {}
+        self._counts: dict[str, int | None] = {}
         method = base.config.get("quantization_config")
         self.quantization = str(method.get("quant_method", "unknown")) if isinstance(method, dict) else None
+
+    def stored(self, module: str) -> str | None:
+        """The name in the file of a module of the live model; None where it is not certain."""
+        return self._find(module).module
+
+    def is_quantized(self, stored: str) -> bool:
+        """Whether the file holds this module in a quantised format."""
+        return is_quantized(self.modules.get(stored, ()))
+
+    def is_beyond(self, module: str) -> bool:
+        """Whether the model has fewer layers, by its config, than the number in a module's path, whatever its file holds."""
+        number = next((int(part) for part in module.split(".") if part.isdecimal()), None)
+        if number is None:
+            return False
+        stack = module.partition(f".{number}.")[0]
+        if stack not in self._counts:
+            self._counts[stack] = self.code.layer_count(module)
+        count = self._counts[stack]
+        return count is not None and number >= count
 
     def needs_bias(self, module: str, *, linear_only: bool, live: CodeLayer | None = None) -> Layer:
         """Whether a bias can be merged into the layer.
@@ -81,6 +101,8 @@ class BaseLayers:
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
+        if self.is_beyond(module):
+            return self._beyond(layer)
         if (unsupported := self._unsupported(layer, code, linear_only=linear_only)) is not None:
             return unsupported
         created = code.bias if code is not None else None
@@ -101,6 +123,8 @@ class BaseLayers:
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
+        if self.is_beyond(module):
+            return self._beyond(layer)
         if (unsupported := self._unsupported(layer, code, linear_only=False)) is not None:
             return unsupported
         has_bias = code.bias if code is not None else (layer.bias_stored if found.module else None)
@@ -220,6 +244,14 @@ class BaseLayers:
         if layer.bias_stored:
             return replace(layer, status="ok", has_bias=True)
         return replace(layer, status="blocked", code="ADP201", has_bias=False, reason="the base layer has no bias")
+
+    def _beyond(self, layer: Layer) -> Layer:
+        reason = (
+            f"the base's config says {self.code.layer_count(layer.module)} layers, so that the model has no such layer"
+        )
+        if not self.code.known:
+            return replace(layer, reason=f"{reason}, if its code, which is not known, goes by that")
+        return replace(layer, status="blocked", code="ADP202", reason=reason)
 
     def _unresolved(self, layer: Layer, found: Resolution) -> Layer:
         if found.how == "ambiguous":

@@ -71,15 +71,75 @@ def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dt
         lost = arrived - base.astype(np.float64) - wide
     update_norm = _norm(wide)
     loss = _norm(lost) / update_norm if update_norm and np.isfinite(update_norm) else None
-    finite = bool(np.isfinite(arrived).all())
+    # Rounding to bfloat16 carries some NaN over into other values, where torch keeps all of them.
+    whole = bool(np.isfinite(wide).all()) and (bias is None or bool(np.isfinite(bias).all()))
+    finite = whole and bool(np.isfinite(arrived).all())
     return BiasMerge(
         merged,
         update_norm,
         _norm(base.astype(np.float64)),
         loss if loss is None or np.isfinite(loss) else None,
         finite,
-        not bool(np.isfinite(total).all()),
+        not (whole and bool(np.isfinite(total).all())),
     )
+
+
+@dataclass(frozen=True)
+class ProductMerge:
+    """What the update of a weight does by itself, as far as that is known without the weight.
+
+    Attributes:
+        finite: Whether every value of it is finite in the dtype of the merge.
+        room: Whether it stays below half of the largest number of that dtype, so that adding it to a weight of like size
+            can't overflow.
+        zero: Whether all of it is zero.
+    """
+
+    finite: bool
+    room: bool
+    zero: bool
+
+
+def merge_product(up: NDArray[Any], down: NDArray[Any], scale: float, dtype: str) -> ProductMerge:
+    """Look at `up · down · scale` in a dtype, computed in full only where its size can't be bounded.
+
+    PEFT multiplies in float32 and rounds the scaled product to the weight's dtype (`get_delta_weight` and `merge` in
+    `peft/tuners/lora/layer.py`).
+
+    Args:
+        up: Of shape (outputs, rank, …).
+        down: Of shape (rank, …).
+        scale: The factor.
+        dtype: The dtype in which the base is loaded, a key of `BIT_TYPES`.
+    """
+    if not (np.isfinite(up).all() and np.isfinite(down).all()):
+        return ProductMerge(finite=False, room=False, zero=False)
+    if not up.any() or not down.any() or scale == 0:
+        return ProductMerge(finite=True, room=True, zero=True)
+    left, right = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
+    limit = _LARGEST[dtype] / 2
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Cauchy and Schwarz: no element of the product is larger than the lengths of its row and its column.
+        rows = float(np.sqrt((left.astype(np.float64) ** 2).sum(axis=1).max()))
+        columns = float(np.sqrt((right.astype(np.float64) ** 2).sum(axis=0).max()))
+        if rows * columns * abs(scale) < limit:
+            return ProductMerge(finite=True, room=True, zero=False)
+        finite, largest = True, 0.0
+        work = np.float64 if dtype == "float64" else np.float32
+        for start in range(0, len(left), _ROWS):
+            part = (left[start : start + _ROWS].astype(work) @ right.astype(work)) * work(scale)
+            arrived = from_bits(to_bits(part, dtype), dtype)
+            finite = finite and bool(np.isfinite(part).all()) and bool(np.isfinite(arrived).all())
+            largest = max(largest, float(np.abs(part).max()))
+    return ProductMerge(finite, room=finite and largest < limit, zero=False)
+
+
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
+_LARGEST["float64"] = 1.7976931348623157e308
+"""The largest number of each dtype."""
+
+_ROWS = 256
+"""Rows of a product that are computed at a time."""
 
 
 def _norm(values: NDArray[Any]) -> float:

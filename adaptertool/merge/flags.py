@@ -19,6 +19,12 @@ from adaptertool.merge.resolve import Names
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
+"""What configs call the number of layers of their one stack."""
+
+_STACK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks?)\.\d+\.")
+"""The stack of layers, in code that is not known."""
+
 Kind = Literal["linear", "conv1d", "embedding", "experts", "conv", "unknown"]
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -107,6 +113,46 @@ class ModelCode:
         rules = {self._entry.rules[candidate] for candidate in candidates}
         return self._answer(*rules.pop()) if len(rules) == 1 else None
 
+    def patterns(self) -> Iterator[str]:
+        """The layers of all classes of the model type, as patterns with `#` for layer numbers."""
+        if self._entry is None:
+            return
+        parts = list(self._other_parts())
+        for pattern in self._entry.rules:
+            if not any(pattern.startswith(f"{path}.") for _, paths in parts for path in paths):
+                yield pattern
+        for code, paths in parts:
+            for path in paths:
+                yield from (f"{path}.{pattern}" for pattern in code.patterns())
+
+    def layer_count(self, module: str) -> int | None:
+        """How many layers the stack has that a module is in; None where the config does not say so of this stack alone.
+
+        Args:
+            module: Its path in the live model.
+        """
+        if self.config.get("is_encoder_decoder"):
+            return None
+        if self._entry is None:
+            composite = any(isinstance(value, dict) and name.endswith("_config") for name, value in self.config.items())
+            count = self.config.get("num_hidden_layers")
+            return count if not composite and type(count) is int and _STACK.search(module) else None
+        config: Mapping[str, Any] | None = self.config
+        inside, length = "", -1
+        for part, (_, paths) in self._entry.parts.items():
+            for path in paths:
+                if module.startswith(f"{path}.") and len(path) > length:
+                    config, inside, length = self._sub_config(part), f"{path}.", len(path)
+        others = [f"{path}." for _, paths in self._entry.parts.values() for path in paths if len(path) > length]
+        stacks = {
+            self._entry.names.unwrapped(head)
+            for pattern in self.patterns()
+            if "#" in pattern and pattern.startswith(inside) and not pattern.startswith(tuple(others))
+            for head in (pattern.removeprefix(inside).partition("#")[0].rstrip("."),)
+        }
+        count = next((config[name] for name in _LAYER_COUNTS if name in config), None) if config is not None else None
+        return count if len(stacks) == 1 and type(count) is int else None
+
     def governed_by(self, flag: str) -> tuple[str, ...]:
         """The layers whose bias this flag decides, as patterns with `#` for layer numbers, of all classes of the model.
 
@@ -115,8 +161,8 @@ class ModelCode:
         """
         if self._entry is None:
             return ()
-        for path, code in self._parts():
-            if flag.startswith(path):
+        for code, _ in self._other_parts():
+            if flag.startswith(code.part):
                 return code.governed_by(flag)
         own = flag.removeprefix(self.part)
         return tuple(pattern for pattern, (_, rule) in self._entry.rules.items() if rule.removeprefix("not ") == own)
@@ -145,22 +191,18 @@ class ModelCode:
 
     def _other_part(self, module: str) -> tuple[ModelCode, str] | None:
         """The code of a part whose model type is not the one that the table's model was built with, and the path in it."""
-        if self._entry is None:
-            return None
-        for part, (default_type, paths) in self._entry.parts.items():
-            inner = self._sub_config(part)
-            if inner is None or inner.get("model_type", default_type) == default_type:
-                continue
-            for path in sorted(paths, key=len, reverse=True):
+        for code, paths in self._other_parts():
+            for path in paths:
                 if module.startswith(f"{path}."):
-                    return ModelCode(inner, f"{self.part}{part}."), module[len(path) + 1 :]
+                    return code, module[len(path) + 1 :]
         return None
 
-    def _parts(self) -> Iterator[tuple[str, ModelCode]]:
-        for part, (default_type, _) in (self._entry.parts if self._entry else {}).items():
+    def _other_parts(self) -> Iterator[tuple[ModelCode, tuple[str, ...]]]:
+        """Those parts, and the module paths at which they stand, the longest first."""
+        for part, (default_type, paths) in (self._entry.parts if self._entry else {}).items():
             inner = self._sub_config(part)
             if inner is not None and inner.get("model_type", default_type) != default_type:
-                yield f"{self.part}{part}.", ModelCode(inner, f"{self.part}{part}.")
+                yield ModelCode(inner, f"{self.part}{part}."), tuple(sorted(paths, key=len, reverse=True))
 
     def _sub_config(self, part: str) -> Mapping[str, Any] | None:
         value: Any = self.config

@@ -49,7 +49,7 @@ class LiveModel:
     """What the built model says.
 
     Attributes:
-        layers: The layers that were asked for and are there, by module path.
+        layers: Its layers, by module path.
         renamed: Where the file stores them: module path -> module in the file, as transformers itself renames at loading.
         name: The model's class.
     """
@@ -60,13 +60,13 @@ class LiveModel:
 
 
 def build_live_model(
-    config: Mapping[str, Any], task_type: str | None, modules: Sequence[str], stored: Iterable[str]
+    config: Mapping[str, Any], adapter: Mapping[str, Any], modules: Sequence[str], stored: Iterable[str]
 ) -> LiveModel | None:
     """Build the class that the adapter was trained on, and ask it.
 
     Args:
         config: The base model's `config.json`.
-        task_type: As in the adapter's config.
+        adapter: The adapter's config, for what it says of the model's class.
         modules: Module paths that the adapter changes. The class in which most of them exist is the one.
         stored: Names of the tensors in the base's files.
 
@@ -83,10 +83,11 @@ def build_live_model(
     best: PreTrainedModel | None = None
     best_count = 0
     try:
-        parsed = CONFIG_MAPPING[model_type].from_dict(dict(config))
+        # Without auto_map no auto class looks for code that comes with the checkpoint, or asks whether it may run it.
+        parsed = CONFIG_MAPPING[model_type].from_dict({key: config[key] for key in config if key != "auto_map"})
     except _BUILD_ERRORS:
         return None
-    for name in _class_names(config, task_type):
+    for name in _class_names(config, adapter):
         model = _build(name, parsed)
         if model is None:
             continue
@@ -98,17 +99,19 @@ def build_live_model(
             break
     if best is None:
         return None
-    wanted = set(modules)
-    layers = {path: _layer(module) for path, module in best.named_modules() if path in wanted}
-    return LiveModel(layers, _renamed(best, wanted, stored), type(best).__name__)
+    layers = {path: layer for path, module in best.named_modules() if (layer := _layer(module)) is not None}
+    return LiveModel(layers, _renamed(best, {*layers}, stored), type(best).__name__)
 
 
-def _class_names(config: Mapping[str, Any], task_type: str | None) -> list[str]:
+def _class_names(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:
+    trained = adapter.get("auto_mapping")
+    task = adapter.get("task_type")
+    names = [trained.get("base_model_class") if isinstance(trained, dict) else None]
+    names.append(_TASK_CLASSES.get(task, "") if isinstance(task, str) else None)
     architectures = config.get("architectures")
-    names = [_TASK_CLASSES.get(task_type or "", "")]
-    if isinstance(architectures, list):
-        names.extend(name for name in architectures if isinstance(name, str))
-    return list(dict.fromkeys(name for name in [*names, "AutoModelForImageTextToText", "AutoModel"] if name))
+    names.extend(architectures if isinstance(architectures, list) else ())
+    names.extend(("AutoModelForImageTextToText", "AutoModel"))
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _build(name: str, config: Any) -> PreTrainedModel | None:
@@ -131,11 +134,11 @@ def _build(name: str, config: Any) -> PreTrainedModel | None:
     return model if isinstance(model, transformers.PreTrainedModel) else None
 
 
-def _layer(module: torch.nn.Module) -> CodeLayer:
+def _layer(module: torch.nn.Module) -> CodeLayer | None:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    kind: Kind = "unknown"
+    kind: Kind
     if isinstance(module, torch.nn.Linear):
         kind = "linear"
     elif isinstance(module, Conv1D):
@@ -146,6 +149,10 @@ def _layer(module: torch.nn.Module) -> CodeLayer:
         kind = "conv"
     elif any(parameter.ndim == 3 for _, parameter in module.named_parameters(recurse=False)):
         kind = "experts"
+    elif isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+        kind = "unknown"
+    else:
+        return None
     return CodeLayer(kind, getattr(module, "bias", None) is not None)
 
 

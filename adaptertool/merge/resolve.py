@@ -110,7 +110,7 @@ class Names:
         self._wrappers = WRAPPERS | {name for name in wrappers if name and not _modality(name)}
         self._by_tail: dict[tuple[str, ...], list[str]] = {}
         for name in self._modules:
-            self._by_tail.setdefault(_split(name)[1], []).append(name)
+            self._by_tail.setdefault(split_path(name)[1], []).append(name)
 
     def __contains__(self, module: str) -> bool:
         return module in self._modules
@@ -119,11 +119,11 @@ class Names:
         """The module of this side that `module` is on the other."""
         if module in self._modules:
             return Resolution("exact", module)
-        head, tail = _split(module)
+        head, tail = split_path(module)
         others = self._by_tail.get(tail, ())
         wanted = self._unwrapped(head)
-        equal = [other for other in others if self._unwrapped(_split(other)[0]) == wanted]
-        found = equal or [other for other in others if _one_in_other(wanted, self._unwrapped(_split(other)[0]))]
+        equal = [other for other in others if self._unwrapped(split_path(other)[0]) == wanted]
+        found = equal or [other for other in others if _one_in_other(wanted, self._unwrapped(split_path(other)[0]))]
         if len(found) == 1:
             return Resolution("wrapper", found[0])
         if found:
@@ -132,7 +132,7 @@ class Names:
 
     def unwrapped(self, module: str) -> tuple[str, ...]:
         """A module's path without the wrappers before its first layer number: the same for two names of one layer."""
-        head, tail = _split(module)
+        head, tail = split_path(module)
         return (*self._unwrapped(head), *tail)
 
     def _unwrapped(self, head: tuple[str, ...]) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def is_quantized(leaves: Iterable[str]) -> bool:
     return any(leaf == known or leaf.startswith(f"{known}.") for leaf in leaves for known in QUANTIZED_LEAVES)
 
 
-def _split(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_path(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A path before its first layer number, and from there on; a path without a number ends in its last segment."""
     parts = tuple(name.split("."))
     at = next((index for index, part in enumerate(parts) if part == "#" or part.isdecimal()), len(parts) - 1)

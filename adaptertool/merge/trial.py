@@ -10,6 +10,7 @@ from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.methods import method_of
+from adaptertool.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapted import AdaptedLayer
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
-    from adaptertool.methods.merging import BiasUpdate, MergeRule
+    from adaptertool.methods.merging import BiasUpdate, MergeRule, Product
 
 REMOTE_SCAN_BYTES = 64 << 20
 """How much of what is added to weights is looked through for NaN and infinity, over the network."""
@@ -36,6 +37,11 @@ class Trial:
         dtype: The dtype in which the base is loaded; None for that of each stored bias.
         threshold: The `rounding_loss` above which a layer is lossy.
         tied: Whether input and output embeddings are one tensor.
+
+    Attributes:
+        dtypes: The dtypes in which biases were added.
+        changes: Whether a layer was seen whose update is not zero, or could not be looked at.
+        not_examined: What was not looked at, and so is taken to be in order; a sentence each.
     """
 
     def __init__(
@@ -48,38 +54,90 @@ class Trial:
         self.threshold = threshold
         self.tied = tied
         self.dtypes: set[str] = set()
+        self.changes = False
+        self.not_examined: list[str] = []
         self._hazard = rule.hazard(adapter.config.fields)
         self._shared: str | None = None
+        self._biases_unread = False
+        self._unscanned = 0
         self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
 
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
-        found = [(adapted, layer, self._update(adapted)) for adapted, layer in pairs]
+        found = [(adapted, layer, self._update()) for adapted, layer in pairs]
         going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
-        self.base.load_headers(name for adapted, layer, update in going for name in self._base_tensors(layer, update))
+        self.base.load_headers(
+            name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
+        )
         checked = [
             (adapted, self._check_shape(adapted, layer, update) if layer.status == "ok" else layer, update)
             for adapted, layer, update in found
         ]
         self._shared = self._shared_not_finite() if any(layer.status == "ok" for _, layer, _ in checked) else None
-        biases = self.base.read(
+        wanted = [
             f"{layer.stored}.bias"
             for _, layer, update in checked
             if layer.status == "ok" and update is not None and layer.bias_stored
+        ]
+        # Over a network each bias costs a request, for they lie between gigabytes of weights. The answer is "no" already.
+        self._biases_unread = self.base.folder.kind == "hub" and any(
+            layer.status == "blocked" for _, layer, _ in checked
         )
-        return tuple(self._try(adapted, layer, update, biases) for adapted, layer, update in checked)
+        biases = {} if self._biases_unread else self.base.read(wanted)
+        if self._biases_unread and wanted:
+            self.not_examined.append(
+                f"The values of {plural(len(wanted), 'bias', 'biases')} of the base: the merge fails whatever they are, and "
+                "each would be a request."
+            )
+        small = sum(tensor.nbytes for tensor in self.adapter.weights.tensors.values()) <= self._budget
+        if self.adapter.folder.kind == "hub" and small and any(layer.status == "ok" for _, layer, _ in checked):
+            self.adapter.weights.hold()
+        results = tuple(self._try(adapted, layer, update, biases) for adapted, layer, update in checked)
+        self._sum_up(checked)
+        return results
 
-    def _update(self, adapted: AdaptedLayer) -> BiasUpdate | None:
+    def _sum_up(self, checked: Sequence[tuple[AdaptedLayer, Layer, BiasUpdate | None]]) -> None:
+        into_weights = [
+            adapted
+            for adapted, layer, update in checked
+            if layer.status == "ok" and self._weight_tensors(adapted, update)
+        ]
+        if into_weights:
+            self.not_examined.append(
+                "The values of the base's weights, of which headers alone were read: that they are finite is assumed."
+            )
+        if any(self._product(adapted) is None for adapted in into_weights):
+            self.not_examined.append(
+                "Whether the merged weights overflow: what this adapter adds depends on the weights."
+            )
+        if self._unscanned:
+            self.not_examined.append(
+                f"{plural(self._unscanned, 'tensor')} of the adapter, for NaN and infinity: over the network "
+                f"{REMOTE_SCAN_BYTES >> 20} MB are looked through."
+            )
+
+    def _update(self) -> BiasUpdate | None:
         bias = self.rule.bias
-        return bias if bias is not None and bias.tensor in adapted.tensors else None
+        return bias if bias is not None and bias.wanted(self.adapter.config.fields) else None
 
-    def _base_tensors(self, layer: Layer, update: BiasUpdate | None) -> Iterable[str]:
+    def _content(self, name: str) -> bytes:
+        return b"".join(bytes(piece) for piece in self.adapter.weights.stream(name))
+
+    def _weight_tensors(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> list[str]:
+        """The tensors whose update goes into the layer's weight, by their name in the module."""
+        return [name for name in adapted.tensors if update is None or name != update.tensor]
+
+    def _product(self, adapted: AdaptedLayer) -> Product | None:
+        return self.rule.product(self.adapter.config.fields, adapted.module, adapted.tensors)
+
+    def _base_tensors(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Iterable[str]:
         """The base tensors whose shapes are held against the adapter's."""
         if update is not None and layer.bias_stored:
             yield f"{layer.stored}.bias"
         elif update is not None and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
-        if self._sized(layer) and f"{layer.stored}.weight" in self.base.files:
+        sized = self._sized(layer) or self._other_dims(adapted, layer) is not None
+        if sized and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
 
     def _sized(self, layer: Layer) -> bool:
@@ -87,9 +145,11 @@ class Trial:
         return self.rule.fits is not None and layer.layer_type in ("linear", "conv1d")
 
     def _check_shape(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Layer:
-        weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(layer, update) else None
-        if update is not None:
-            tensor = adapted.tensors[update.tensor]
+        if not adapted.tensors:
+            return layer
+        weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(adapted, layer, update) else None
+        tensor = adapted.tensors.get(update.tensor) if update is not None else None
+        if update is not None and tensor is not None:
             if layer.bias_stored:
                 shape = self.base.tensor(f"{layer.stored}.bias").shape
                 out_features = shape[0] if len(shape) == 1 else None
@@ -116,10 +176,28 @@ class Trial:
                     reason=f"the adapter is for a layer of another shape than the base's ({out} outputs, {into} inputs); its "
                     f"{name} has shape {list(tensor.shape)}",
                 )
+        dims = self._other_dims(adapted, layer)
+        if dims is not None and weight is not None and len(weight.shape) == len(dims) and dims != weight.shape:
+            return replace(
+                layer,
+                status="blocked",
+                code="ADP203",
+                reason=f"the adapter is for a layer of shape {list(dims)}, and the base layer's is {list(weight.shape)}",
+            )
         return layer
 
-    def _has_weight_header(self, layer: Layer, update: BiasUpdate | None) -> bool:
-        return f"{layer.stored}.weight" in self._base_tensors(layer, update)
+    def _other_dims(self, adapted: AdaptedLayer, layer: Layer) -> tuple[int, ...] | None:
+        """The shape of the embedding or convolution that a product of the adapter's is for."""
+        product = self._product(adapted)
+        if product is None or layer.layer_type not in ("embedding", "unknown"):
+            return None
+        up, down = adapted.tensors[product.up], adapted.tensors[product.down]
+        if product.transposed and len(up.shape) == len(down.shape) == 2:
+            return down.shape[1], up.shape[0]
+        return (up.shape[0], *down.shape[1:]) if len(up.shape) > 2 and len(down.shape) > 2 else None
+
+    def _has_weight_header(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> bool:
+        return f"{layer.stored}.weight" in self._base_tensors(adapted, layer, update)
 
     def _try(
         self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None, biases: Mapping[str, bytes]
@@ -143,6 +221,10 @@ class Trial:
                 code="ADP204",
                 reason=f"the adapter's {broken} holds NaN or infinity; {self._noticed}",
             )
+        if self._weight_tensors(adapted, update):
+            result = self._try_weight(adapted, layer, result)
+        if result.status != "ok":
+            return result
         if update is not None:
             result = self._try_bias(adapted, layer, update, biases.get(f"{layer.stored}.bias"), result)
         if (
@@ -160,7 +242,10 @@ class Trial:
 
     def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
         for name, tensor in adapted.tensors.items():
-            if (update is not None and name == update.tensor) or tensor.nbytes > self._budget:
+            if update is not None and name == update.tensor:
+                continue
+            if tensor.nbytes > self._budget:
+                self._unscanned += 1
                 continue
             self._budget -= tensor.nbytes
             if first_not_finite(self.adapter.weights, tensor.name) is not None:
@@ -182,6 +267,43 @@ class Trial:
                 return name
         return None
 
+    def _try_weight(self, adapted: AdaptedLayer, layer: Layer, result: LayerResult) -> LayerResult:
+        """Whether what is added to the weight overflows by itself; the weight is not read."""
+        product = self._product(adapted)
+        if product is None:
+            self.changes = True
+            return result
+        from adaptertool.merge.dry_run import merge_product, values_of
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+
+        up, down = adapted.tensors[product.up], adapted.tensors[product.down]
+        weight = f"{layer.stored}.weight"
+        stored = DTYPE_NAMES.get(self.base.tensor(weight).dtype) if weight in self.base.files else None
+        dtype = self.dtype or (stored if stored in FLOATS else None)
+        unread = up.nbytes + down.nbytes > self._budget
+        if dtype is None or unread or any(DTYPE_NAMES.get(one.dtype) not in FLOATS for one in (up, down)):
+            self.changes = True
+            self._unscanned += 2 if unread else 0
+            return result
+        left, right = (values_of(self._content(one.name), one.dtype).reshape(one.shape) for one in (up, down))
+        merge = merge_product(left, right, product.scale, dtype)
+        self.changes = self.changes or not merge.zero
+        if not merge.finite:
+            return replace(
+                result,
+                status="blocked",
+                code="ADP204",
+                reason=f"the update itself overflows {dtype}: {self._noticed}",
+            )
+        if not merge.room:
+            return replace(
+                result,
+                status="unknown",
+                reason=f"the update comes near the largest number of {dtype}, and whether its sum with the base's weights "
+                "overflows can't be told without reading them",
+            )
+        return result
+
     def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
         leaf = layer.module.rpartition(".")[2]
         if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):
@@ -201,11 +323,16 @@ class Trial:
     def _try_bias(
         self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate, stored: bytes | None, result: LayerResult
     ) -> LayerResult:
+        import numpy as np
+
         from adaptertool.merge.dry_run import merge_bias, values_of
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
-        tensor = adapted.tensors[update.tensor]
+        tensor = adapted.tensors.get(update.tensor)
         info = None if stored is None else self.base.tensor(f"{layer.stored}.bias")
+        if self._biases_unread or (tensor is None and info is None):
+            self.changes = self.changes or tensor is not None
+            return result
         stored_as = [one.dtype for one in (tensor, info) if one is not None]
         odd = next((one for one in stored_as if DTYPE_NAMES.get(one) not in FLOATS), None)
         if odd is not None:
@@ -213,12 +340,14 @@ class Trial:
                 result, status="unknown", reason=f"a bias is stored as {odd}, in which nothing is added here"
             )
         fields = self.adapter.config.fields
-        scale = update.scale(fields, adapted.module, adapted.tensors) if update.scale is not None else 1.0
-        content = b"".join(bytes(piece) for piece in self.adapter.weights.stream(tensor.name))
+        scale = update.scale(fields, adapted.module) if update.scale is not None else 1.0
         bias = values_of(stored, info.dtype) if stored is not None and info is not None else None
-        dtype = self.dtype or DTYPE_NAMES[info.dtype if info is not None else tensor.dtype]
+        dtype = self.dtype or DTYPE_NAMES[stored_as[-1]]
         self.dtypes.add(dtype)
-        merge = merge_bias(bias, values_of(content, tensor.dtype), scale, dtype)
+        # What PEFT makes where the file holds nothing is zero; a method whose does not start there is asked for beforehand.
+        values = np.zeros_like(bias) if tensor is None else values_of(self._content(tensor.name), tensor.dtype)
+        merge = merge_bias(bias, values, scale, dtype)
+        self.changes = self.changes or merge.update_norm != 0
         result = replace(
             result,
             update_norm=_finite(merge.update_norm),

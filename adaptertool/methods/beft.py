@@ -17,5 +17,7 @@ BEFT = PlainMethod(
             "beft_bias", "ValueError: Base layer has no bias, cannot merge bias adapter default", leading=(1,)
         ),
         linear_only=True,
+        made=lambda *_: ("beft_bias",),
+        starts_at_zero=lambda config: config.get("init_weights", True) is True,
     ),
 )

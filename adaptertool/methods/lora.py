@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
-from adaptertool.methods.merging import BiasUpdate, MergeRule, low_rank
+from adaptertool.methods.merging import BiasUpdate, MergeRule, Product, low_rank
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def _never(config: Mapping[str, Any]) -> str | None:
         return "activated LoRA (alora_invocation_tokens) applies from a token of the input on"
     if config.get("arrow_config"):
         return "Arrow (arrow_config) routes by the input"
+    if _has_bias(config) and config.get("use_dora"):
+        return "its config asks for lora_bias and for use_dora, and PEFT raises ValueError for the two together"
+    if _has_bias(config) and config.get("init_lora_weights", True) not in (True, False):
+        return "its config asks for lora_bias and for an init_lora_weights with which PEFT raises ValueError"
     return None
 
 
@@ -36,34 +40,92 @@ def _hazard(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _scale(config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo]) -> float:
-    """`lora_alpha / r`, or `lora_alpha / √r` for rank-stabilised LoRA; r is the rank that the layer was saved with."""
-    weight = tensors.get("lora_A.weight")
-    rank = weight.shape[0] if weight is not None and weight.shape else config.get("r", 8)
-    alpha = config.get("lora_alpha", 8)
-    patterns = config.get("alpha_pattern") or {}
-    if isinstance(patterns, dict):
-        # As `get_pattern_key` in peft/utils/other.py: the first pattern that the module path ends with.
-        key = next((key for key in patterns if _ends_with(key, module)), None)
-        alpha = alpha if key is None else patterns[key]
-    if not isinstance(alpha, (int, float)) or not isinstance(rank, int) or rank < 1:
-        raise CorruptError(
-            f"lora_alpha is {alpha!r} and r is {rank!r}: no scale can be made of them",
-            code="ADP304",
-            hint="Restore the config that was saved with these weights.",
-        )
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+def _has_bias(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("lora_bias"))
 
 
-def _ends_with(pattern: str, module: str) -> bool:
+def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, default: Any) -> Any:
+    """As `get_pattern_key` in peft/utils/other.py: what the first pattern says that the module path ends with."""
+    table = config.get(patterns) or {}
+    if not isinstance(table, dict):
+        raise _makes_no_sense(f"{patterns} is {table!r}, no table of patterns")
+    return next((value for pattern, value in table.items() if _ends_with(pattern, module, patterns)), default)
+
+
+def _ends_with(pattern: str, module: str, patterns: str) -> bool:
     try:
         return re.match(rf"(.*\.)?({pattern})$", module) is not None
     except re.error as error:
-        raise CorruptError(
-            f"alpha_pattern holds {pattern!r}, which is no regular expression: {error}",
-            code="ADP304",
-            hint="Restore the config that was saved with these weights.",
-        ) from error
+        raise _makes_no_sense(f"{patterns} holds {pattern!r}, which is no regular expression: {error}") from error
+
+
+def _rank(config: Mapping[str, Any], module: str) -> int:
+    rank = _by_pattern(config, "rank_pattern", module, config.get("r", 8))
+    if type(rank) is not int or rank < 1:
+        raise _makes_no_sense(f"r of {module} is {rank!r}, where it should be a whole number from 1 on")
+    return rank
+
+
+def _scale(config: Mapping[str, Any], module: str) -> float:
+    """`lora_alpha / r`, or `lora_alpha / √r` for rank-stabilised LoRA."""
+    rank = _rank(config, module)
+    alpha = _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8))
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+        raise _makes_no_sense(f"lora_alpha of {module} is {alpha!r}: no scale can be made of it")
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _makes_no_sense(reason: str) -> CorruptError:
+    return CorruptError(reason, code="ADP304", hint="Restore the config that was saved with these weights.")
+
+
+def _misfit(config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """PEFT makes the factors of the rank that the config says, and a file of another rank raises at loading."""
+    if _has_bias(config) and "lora_embedding_A" in tensors:
+        return "the adapter's config asks for lora_bias, which PEFT refuses for embeddings"
+    rank = _rank(config, module)
+    # An adapter of parameters (target_parameters) has as many ranks side by side as there are experts.
+    several = bool(config.get("target_parameters"))
+    for name, dimension in _RANKS:
+        shape = tensors[name].shape if name in tensors else ()
+        if len(shape) < 2 or shape[dimension] == rank or (several and shape[dimension] % rank == 0):
+            continue
+        return (
+            f"the adapter's {name} has rank {shape[dimension]}, and its config says {rank}: PEFT raises a size mismatch"
+        )
+    return None
+
+
+_RANKS = (("lora_A.weight", 0), ("lora_B.weight", 1), ("lora_embedding_A", 0), ("lora_embedding_B", 1))
+"""The factors, and which of their dimensions is the rank."""
+
+
+def _made(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    names: tuple[str, ...] = ("lora_A.weight", "lora_B.weight")
+    if "lora_embedding_A" in tensors or "lora_embedding_B" in tensors:
+        names = ("lora_embedding_A", "lora_embedding_B")
+    elif _has_bias(config):
+        names += ("lora_B.bias",)
+    return (*names, "lora_magnitude_vector") if config.get("use_dora") else names
+
+
+def _unmade(config: Mapping[str, Any]) -> tuple[str, ...]:
+    asked = {"lora_B.bias": _has_bias(config), "lora_magnitude_vector": config.get("use_dora")}
+    return tuple(name for name, wanted in asked.items() if not wanted)
+
+
+def _product(config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo]) -> Product | None:
+    """B·A·scale. The variants put something else around it: DoRA divides by a norm of the base weight, for instance."""
+    if any(config.get(field) for field in (*_VARIANTS, "target_parameters")):
+        return None
+    if "lora_B.weight" in tensors and "lora_A.weight" in tensors:
+        return Product("lora_B.weight", "lora_A.weight", _scale(config, module))
+    if "lora_embedding_B" in tensors and "lora_embedding_A" in tensors:
+        return Product("lora_embedding_B", "lora_embedding_A", _scale(config, module), transposed=True)
+    return None
+
+
+_VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config")
 
 
 _FACTORS = low_rank("lora_B.weight", "lora_A.weight")
@@ -86,10 +148,16 @@ LORA = PlainMethod(
             "lora_B.bias",
             "RuntimeError: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
             _scale,
+            wanted=_has_bias,
         ),
         never=_never,
         hazard=_hazard,
         fits=_fits,
         any_saved_module=True,
+        misfit=_misfit,
+        made=_made,
+        unmade=_unmade,
+        starts_at_zero=lambda config: config.get("init_lora_weights", True) in (True, "gaussian"),
+        product=_product,
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from adaptertool.checkpoint.header import TensorInfo
 
@@ -58,19 +58,37 @@ class BiasUpdate:
     Attributes:
         tensor: What the adapter's tensor is called in its module.
         raises: What PEFT raises where the base layer has no bias.
-        scale: The factor that the merge applies, from the config, the module path and the layer's tensors by their name in
-            the module; None for 1.
+        scale: The factor that the merge applies, from the config and the module path; None for 1.
         leading: The dimensions that the tensor has before out_features.
+        wanted: Whether PEFT makes one under this config. Where it does, it merges one, whether the file holds it or not.
     """
 
     tensor: str
     raises: str
-    scale: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], float] | None = None
+    scale: Callable[[Mapping[str, Any], str], float] | None = None
     leading: tuple[int, ...] = ()
+    wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
     def shape(self, out_features: int) -> tuple[int, ...]:
         """The shape that the tensor must have for a layer of that many outputs."""
         return (*self.leading, out_features)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A weight update that is the product of two of a layer's tensors, times a factor.
+
+    Attributes:
+        up: The tensor (its name in the module) that has a row for each output.
+        down: The one that has a column for each input.
+        scale: The factor.
+        transposed: Whether the layer keeps its weight with inputs and outputs changed, as an embedding does.
+    """
+
+    up: str
+    down: str
+    scale: float
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,13 @@ class MergeRule:
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
             RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
             the LoRA and HiRA tuners have their own.
+        misfit: Why PEFT does not load a layer's tensors under this config, as the rest of a sentence about the adapter; from
+            the config, the module path and the layer's tensors by their name in the module. None where it loads them.
+        made: The tensors that PEFT makes for a layer under this config, as far as that decides anything: one that the file
+            lacks stays as it was made, and one of the other names that `unmade` lists is left out.
+        unmade: Tensors that a file may hold and this config makes no place for.
+        starts_at_zero: Whether an update that PEFT makes and nobody trained is zero under this config.
+        product: The layer's update, where it is a product of two tensors.
     """
 
     bias: BiasUpdate | None = None
@@ -103,6 +128,11 @@ class MergeRule:
     tied: bool = False
     scaled: bool = True
     any_saved_module: bool = False
+    misfit: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], str | None] = lambda *_: None
+    made: Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Collection[str]] = lambda *_: ()
+    unmade: Callable[[Mapping[str, Any]], Collection[str]] = lambda _: ()
+    starts_at_zero: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
 
 
 INTO_WEIGHTS = MergeRule()

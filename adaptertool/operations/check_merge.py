@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,28 +11,32 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapted import adapted_layers, saved_without_weight
+from adaptertool.merge.attached import attached_layers
 from adaptertool.merge.base import open_base
-from adaptertool.merge.consistency import against_configs, targeted_without_tensors
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.live import build_live_model
-from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport
+from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.targets import Targets
 from adaptertool.merge.trial import Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
 from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.operations.result import Result
+from adaptertool.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Literal
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.target import Target
     from adaptertool.merge.adapted import AdaptedLayer
+    from adaptertool.merge.attached import Attached
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
-    from adaptertool.merge.result import LayerResult, Verdict, WayOut
+    from adaptertool.merge.flags import CodeLayer
+    from adaptertool.merge.live import LiveModel
+    from adaptertool.merge.result import Verdict, WayOut
     from adaptertool.methods.merging import MergeRule
     from adaptertool.operations.inspect import AdapterReport, TargetReport
 
@@ -61,6 +65,7 @@ class MergeReport(Result):
         findings: What was found, one for each reason.
         ways_out: What can be done about missing biases; empty where none are missing.
         note: What else there is to say, in a sentence: a method that was not looked into, an update that is all zero.
+        not_examined: What was not looked at and is taken to be in order, a sentence each.
     """
 
     target: TargetReport
@@ -72,6 +77,7 @@ class MergeReport(Result):
     findings: tuple[Finding, ...]
     ways_out: tuple[WayOut, ...] = ()
     note: str | None = None
+    not_examined: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -145,31 +151,104 @@ def check_merge(
     base_model = _open_base(opened, base, base_revision, token)
     code = ModelCode(base_model.config)
     layers = BaseLayers(base_model, code)
-    pairs = [(one, _ask(layers, one, rule)) for one in adapted]
-    source: Literal["headers", "model"] = "headers"
-    if ask_model and any(layer.status == "unknown" for _, layer in pairs):
-        asked = _ask_model(opened, base_model, code, rule, pairs)
-        if asked is not None:
-            pairs, source = asked, "model"
+    targets = Targets(opened.config, code.model_type)
+    attached = attached_layers(opened, adapted, rule, targets, layers)
+    pairs = [(one, _ask(opened, layers, one, rule)) for one in attached.layers]
+    live: LiveModel | None = None
+    if ask_model and (attached.open or any(layer.status == "unknown" for _, layer in pairs)):
+        modules = [layer.module for layer in adapted]
+        live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
+    if live is not None:
+        known = {layer.module: layer for _, layer in pairs if layer.status != "unknown"}
+        layers = BaseLayers(base_model, code, live.renamed)
+        attached = attached_layers(opened, adapted, rule, targets, layers, live.layers)
+        pairs = [
+            (one, known.get(one.module) or _ask(opened, layers, one, rule, live.layers.get(one.module)))
+            for one in attached.layers
+        ]
     trial = Trial(opened, base_model, rule, dtype or load_dtype(base_model.config), threshold, tied=bool(code.tied))
     results = trial.run(pairs)
     missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
-    checked = tuple(against_configs(opened, adapted, base_model, result) for result in results)
-    checked += targeted_without_tensors(opened, adapted, base_model)
+    checked = _with_open_questions(opened, rule, attached, results)
     folder = base_model.folder
     return MergeReport(
         describe_target(opened),
         describe_adapter(opened),
         BaseReport(
-            folder.location, folder.kind, folder.revision, source, folder.requests, folder.bytes_read, code.model_type
+            folder.location,
+            folder.kind,
+            folder.revision,
+            "headers" if live is None else "model",
+            folder.requests,
+            folder.bytes_read,
+            code.model_type,
         ),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
         checked,
-        (*_findings(adapted, results, rule), *_saved_modules(opened, rule)),
+        (
+            *_findings(attached.layers, results, rule),
+            *_loading_findings(attached, checked, targets, layers, live),
+            *_saved_modules(opened, rule),
+        ),
         ways_out(layers, missing) if missing else (),
-        _note(checked),
+        _note(checked, trial),
+        tuple(trial.not_examined),
     )
+
+
+def _with_open_questions(
+    adapter: Adapter, rule: MergeRule, attached: Attached, results: Sequence[LayerResult]
+) -> tuple[LayerResult, ...]:
+    """The results, with what can't be told of updates that the file does not hold."""
+    checked = list(results)
+    if not rule.starts_at_zero(adapter.config.fields):
+        reason = (
+            "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
+        )
+        checked = [
+            replace(one, status="unknown", reason=reason)
+            if one.status == "ok" and one.module in attached.lacking
+            else one
+            for one in checked
+        ]
+    reason = (
+        "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "
+        "told from the base's files"
+    )
+    return (*checked, *(LayerResult(module, "unknown", reason=reason) for module in attached.open))
+
+
+def _loading_findings(
+    attached: Attached, checked: Sequence[LayerResult], targets: Targets, layers: BaseLayers, live: LiveModel | None
+) -> tuple[Finding, ...]:
+    """What the config makes of the file: tensors that have no place, layers that have no tensors, nothing to attach to."""
+    findings = []
+    if attached.ignored:
+        what = (
+            plural(attached.ignored_layers, "layer")
+            if attached.ignored_layers
+            else plural(len(attached.ignored), "tensor")
+        )
+        why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
+        message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
+        findings.append(Finding("ADP210", message, attached.ignored, len(attached.ignored)))
+    fresh = [one.module for one in checked if one.module in attached.lacking]
+    if fresh:
+        message = (
+            f"The config targets {plural(len(fresh), 'layer')} of which the file lacks tensors, such as {fresh[0]}: PEFT "
+            "makes them at loading, untrained, and merges them with the rest"
+        )
+        findings.append(Finding("ADP211", message, count=len(fresh)))
+    if not checked and targets.known:
+        tree = live.layers if live is not None else layers.code.patterns() if layers.code.known else None
+        if tree is not None and not any(targets.match(path.replace("#", "0")) for path in (*tree, *layers.modules)):
+            message = (
+                "The base has no layer that the adapter's config targets; PEFT raises ValueError: Target modules not found in "
+                "the base model"
+            )
+            findings.append(Finding("ADP202", message))
+    return tuple(findings)
 
 
 def _without_base(adapter: Adapter, finding: Finding, threshold: float) -> MergeReport:
@@ -221,36 +300,16 @@ def _open_base(adapter: Adapter, base: str | Path | None, revision: str | None, 
         ) from error
 
 
-def _ask(layers: BaseLayers, adapted: AdaptedLayer, rule: MergeRule) -> Layer:
-    if rule.bias is not None and rule.bias.tensor in adapted.tensors:
-        return layers.needs_bias(adapted.module, linear_only=rule.linear_only)
-    return layers.needs_weight(adapted.module, any_kind=rule.whole_module)
-
-
-def _ask_model(
-    adapter: Adapter,
-    base: Base,
-    code: ModelCode,
-    rule: MergeRule,
-    pairs: Sequence[tuple[AdaptedLayer, Layer]],
-) -> list[tuple[AdaptedLayer, Layer]] | None:
-    """The same layers, with the built model's answer where there was none before."""
-    task = adapter.config.fields.get("task_type")
-    modules = [layer.module for _, layer in pairs]
-    live = build_live_model(base.config, task if isinstance(task, str) else None, modules, base.files)
-    if live is None:
-        return None
-    layers = BaseLayers(base, code, live.renamed)
-    answers: list[tuple[AdaptedLayer, Layer]] = []
-    for adapted, layer in pairs:
-        known = live.layers.get(layer.module)
-        if layer.status != "unknown" or known is None:
-            answers.append((adapted, layer))
-        elif rule.bias is not None and rule.bias.tensor in adapted.tensors:
-            answers.append((adapted, layers.needs_bias(layer.module, linear_only=rule.linear_only, live=known)))
-        else:
-            answers.append((adapted, layers.needs_weight(layer.module, live=known, any_kind=rule.whole_module)))
-    return answers
+def _ask(
+    adapter: Adapter, layers: BaseLayers, adapted: AdaptedLayer, rule: MergeRule, live: CodeLayer | None = None
+) -> Layer:
+    fields = adapter.config.fields
+    if rule.bias is not None and rule.bias.wanted(fields):
+        layer = layers.needs_bias(adapted.module, linear_only=rule.linear_only, live=live)
+    else:
+        layer = layers.needs_weight(adapted.module, live=live, any_kind=rule.whole_module)
+    misfit = rule.misfit(fields, adapted.module, adapted.tensors)
+    return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
 
 
 def _findings(adapted: Sequence[AdaptedLayer], results: Sequence[LayerResult], rule: MergeRule) -> tuple[Finding, ...]:
@@ -294,7 +353,7 @@ def _saved_modules(adapter: Adapter, rule: MergeRule) -> tuple[Finding, ...]:
     )
 
 
-def _note(results: Sequence[LayerResult]) -> str | None:
-    if results and all(result.update_norm == 0 for result in results):
+def _note(results: Sequence[LayerResult], trial: Trial) -> str | None:
+    if results and all(result.status == "ok" for result in results) and not trial.changes:
         return "The update is zero in every layer: merging changes nothing."
     return None

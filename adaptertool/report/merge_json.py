@@ -28,6 +28,7 @@ def merge_document(report: MergeReport) -> dict[str, Any]:
         "layers": [_layer(layer) for layer in report.layers],
         "findings": findings_block(report.findings),
         "ways_out": [_way_out(way) for way in report.ways_out],
+        "not_examined": list(report.not_examined),
     }
 
 

@@ -55,6 +55,9 @@ def merge_text(report: MergeReport, *, all_layers: bool = False) -> RenderableTy
     if reasons:
         parts += ["", Text("Could not find out:", style="bold")]
         parts += [Padding.indent(Text(f"- {shortened(reason, 400)}"), 2) for reason in reasons]
+    if report.not_examined:
+        parts += ["", Text("Not looked at:", style="bold")]
+        parts += [Padding.indent(Text(f"- {shortened(one, 400)}"), 2) for one in report.not_examined]
     if report.ways_out:
         parts += ["", Text("What can be done:", style="bold")]
         parts += [Padding.indent(Text(f"- {shortened(way.text, 900)}"), 2) for way in report.ways_out]

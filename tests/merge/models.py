@@ -226,3 +226,12 @@ def whole_merge_fails(recipe: Recipe, base: Path, adapter: Path, dtype: torch.dt
     except (ValueError, RuntimeError) as error:
         return str(error)
     return None
+
+
+def load_failure(recipe: Recipe, base: Path, adapter: Path) -> str:
+    """What PEFT says where it does not load the adapter."""
+    try:
+        PeftModel.from_pretrained(load_base(recipe, base), adapter)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    raise AssertionError("PEFT loads it")

@@ -1,0 +1,162 @@
+"""The layers that PEFT attaches an adapter to, and what it loads for each: the config decides, the file only fills in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adaptertool.merge.adapted import AdaptedLayer, natural_order
+from adaptertool.merge.resolve import Names, split_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.decide import BaseLayers
+    from adaptertool.merge.flags import CodeLayer
+    from adaptertool.merge.targets import Targets
+    from adaptertool.methods.merging import MergeRule
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What PEFT attaches, and what not.
+
+    Attributes:
+        layers: The layers that it attaches to, with the tensors that it loads; those that nobody trained have none.
+        lacking: The tensors that it makes and the file lacks, by module.
+        ignored: Names of the tensors in the file that it leaves out.
+        ignored_layers: How many layers it leaves out altogether.
+        open: Modules that it may attach to as well: whether they are in the model can't be told from its files.
+    """
+
+    layers: tuple[AdaptedLayer, ...]
+    lacking: Mapping[str, tuple[str, ...]]
+    ignored: tuple[str, ...]
+    ignored_layers: int
+    open: tuple[str, ...]
+
+
+def attached_layers(
+    adapter: Adapter,
+    adapted: Sequence[AdaptedLayer],
+    rule: MergeRule,
+    targets: Targets,
+    layers: BaseLayers,
+    tree: Mapping[str, CodeLayer] | None = None,
+) -> Attached:
+    """What PEFT makes of this config and this file.
+
+    Args:
+        adapter: The adapter.
+        adapted: The layers that its file holds tensors of.
+        rule: What its method's merge needs.
+        targets: What its config targets.
+        layers: The base's layers.
+        tree: All layers of the model, by module path, where it was built.
+    """
+    fields = adapter.config.fields
+    kept: list[AdaptedLayer] = []
+    ignored: list[str] = []
+    left_out = 0
+    unmade = rule.unmade(fields)
+    for layer in adapted:
+        if targets.match(layer.module) is False:
+            ignored += [tensor.name for tensor in layer.tensors.values()]
+            left_out += 1
+            continue
+        loaded = {name: tensor for name, tensor in layer.tensors.items() if name not in unmade}
+        ignored += [tensor.name for name, tensor in layer.tensors.items() if name in unmade]
+        kept.append(replace(layer, tensors=loaded))
+    if tree is not None:
+        held = {layer.module for layer in kept}
+        fresh = [path for path, layer in tree.items() if path not in held and targets.match(path, layer)]
+        open_ones: list[str] = []
+    else:
+        fresh, open_ones = _targeted(kept, adapted, targets, layers)
+    everything = [*kept, *(AdaptedLayer(module, {}) for module in fresh)]
+    everything.sort(key=lambda layer: natural_order(layer.module))
+    lacking = {
+        layer.module: missing
+        for layer in everything
+        if (missing := tuple(name for name in rule.made(fields, layer.tensors) if name not in layer.tensors))
+        or not layer.tensors
+    }
+    return Attached(tuple(everything), lacking, tuple(ignored), left_out, tuple(open_ones))
+
+
+def _targeted(
+    kept: Sequence[AdaptedLayer], adapted: Sequence[AdaptedLayer], targets: Targets, layers: BaseLayers
+) -> tuple[list[str], list[str]]:
+    """Live modules that the config targets and the file lacks: those that are certainly there, and those that may be.
+
+    A file has one name for a layer, and the classes of a model type have several: the layers that the adapter holds tell
+    which class it was. In a stack that it holds a layer of, all layers of the base's file are in the model. Of a stack that it
+    holds nothing of, nobody knows: the class may lack it.
+    """
+    held = {layer.module for layer in kept}
+    stacks: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for layer in adapted:
+        stored = layers.stored(layer.module)
+        if stored is not None:
+            stacks.setdefault(split_path(stored)[0], set()).add(split_path(layer.module)[0])
+    fresh: list[str] = []
+    open_ones: list[str] = []
+    others = _LiveNames(layers)
+    for stored, leaves in layers.modules.items():
+        head, tail = split_path(stored)
+        if "weight" not in leaves and not layers.is_quantized(stored):
+            continue
+        numbered = tail[0].isdecimal()
+        live_heads = stacks.get(head, set()) if numbered else set()
+        if len(live_heads) == 1:
+            live = ".".join((*next(iter(live_heads)), *tail))
+            if live not in held and not layers.is_beyond(live) and ".experts." not in live:
+                code = layers.code.layer(live)
+                if targets.match(live, code):
+                    (fresh if code is not None or not layers.code.known else open_ones).append(live)
+            continue
+        for live in others.of(stored):
+            if live in held or layers.is_beyond(live):
+                continue
+            if targets.match(live, layers.code.layer(live)) and (numbered or _alone(live, kept, targets)):
+                open_ones.append(live)
+                break
+    return fresh, open_ones
+
+
+def _alone(module: str, kept: Iterable[AdaptedLayer], targets: Targets) -> bool:
+    """Whether the config's entry for this module fits nothing that the file holds.
+
+    A head or pooler is in some classes of a model type and not in others. An entry that fits other layers was not made for it.
+    """
+    target = targets.target_of(module)
+    return target is not None and all(targets.target_of(layer.module) != target for layer in kept)
+
+
+class _LiveNames:
+    """What a module of the base's file may be called in the model, by all classes of its type."""
+
+    def __init__(self, layers: BaseLayers) -> None:
+        patterns = {_NUMBER.sub("#", module) for module in layers.modules}
+        names = Names(patterns, layers.code.wrappers, layers.code.leading)
+        self._live: dict[str, list[str]] = {}
+        for live in layers.code.patterns():
+            found = names.find(live).module
+            if found is not None:
+                self._live.setdefault(found, []).append(live)
+
+    def of(self, stored: str) -> Iterator[str]:
+        """Module paths; the stored name itself where the code is not known."""
+        patterns = self._live.get(_NUMBER.sub("#", stored))
+        if patterns is None:
+            yield stored
+            return
+        numbers = _NUMBER.findall(stored)
+        for pattern in patterns:
+            if pattern.count("#") == len(numbers):
+                rest = iter(numbers)
+                yield ".".join(next(rest) if part == "#" else part for part in pattern.split("."))

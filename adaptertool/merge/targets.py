@@ -1,0 +1,185 @@
+"""Which modules PEFT attaches an adapter to: its config decides, whatever the file holds.
+
+`PeftModel.from_pretrained` walks the base model's modules and holds each path against the config's `target_modules`,
+`exclude_modules`, `layers_to_transform` and so on. Tensors of other modules are left out without a word, and a targeted module
+without tensors gets an update of its own that nobody trained. Source: `check_target_module_exists` and
+`_maybe_include_all_linear_layers` in `peft/tuners/tuners_utils.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.errors import CorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.merge.flags import CodeLayer
+
+ALL_LINEAR = "all-linear"
+"""The shorthand for every linear layer but the head. PEFT saves the names that it stands for in its place."""
+
+FIELDS = (
+    "target_modules",
+    "target_parameters",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+)
+"""The fields of a config that decide about targets. A method has some of them, and PEFT ignores the others."""
+
+_HEADS = ("lm_head", "embed_out", "output_projection", "score", "classifier")
+
+
+class Targets:
+    """The config's rule about modules.
+
+    Args:
+        config: The adapter's.
+        model_type: Of the base model: where the config names no targets, PEFT takes those that it knows for the type.
+
+    Raises:
+        CorruptError: a field that the rule is made of makes no sense (ADP304).
+    """
+
+    def __init__(self, config: AdapterConfig, model_type: str | None) -> None:
+        self._name = config.name
+        known = _table()["fields"].get(config.peft_type, FIELDS)
+        fields = {field: config.fields.get(field) for field in known}
+        targets = self._names(fields, "target_modules")
+        parameters = self._names(fields, "target_parameters")
+        if targets is None and parameters is None:
+            targets = default_targets(config.peft_type, model_type)
+        self.modules = targets
+        self.parameters = (parameters,) if isinstance(parameters, str) else parameters or ()
+        self._excluded = self._names(fields, "exclude_modules") or ()
+        saved = self._names(fields, "modules_to_save") or ()
+        self._saved = (saved,) if isinstance(saved, str) else saved
+        self._indices = self._layer_indices(fields)
+        patterns = self._names(fields, "layers_pattern") or ()
+        self._patterns = (patterns,) if isinstance(patterns, str) else patterns
+
+    @property
+    def known(self) -> bool:
+        """Whether the config says what it targets, or PEFT has targets for this model type."""
+        return self.modules is not None or bool(self.parameters)
+
+    @property
+    def all_linear(self) -> bool:
+        """Whether the config has the shorthand for every linear layer but the head."""
+        return isinstance(self.modules, str) and self.modules.lower() == ALL_LINEAR
+
+    def match(self, module: str, layer: CodeLayer | None = None) -> bool | None:
+        """Whether PEFT attaches to the module.
+
+        Args:
+            module: Its path in the live model.
+            layer: What it is, where that is known: the shorthand for all linear layers needs it.
+
+        Returns:
+            None where the config does not say it of a path alone.
+        """
+        if self._is_excluded(module):
+            return False
+        if any(self._matches(rf"(^|.*\.){name}($|\..*)", module) for name in self._saved):
+            return False
+        if any(_ends(module, path.rpartition(".")[0]) for path in self.parameters):
+            return True
+        if self.modules is None:
+            return False if self.parameters else None
+        if isinstance(self.modules, str):
+            if self.all_linear:
+                return self._is_linear(module, layer)
+            return self._matches(self.modules, module, whole=True)
+        if module in self.modules:
+            return True
+        return any(module.endswith(f".{target}") for target in self.modules) and self._is_among_layers(module)
+
+    def target_of(self, module: str) -> str | None:
+        """The entry of a list of targets that a module path ends with; None where no entry does or there is no list."""
+        if self.modules is None or isinstance(self.modules, str):
+            return None
+        return next((target for target in self.modules if _ends(module, target)), None)
+
+    def _is_excluded(self, module: str) -> bool:
+        if isinstance(self._excluded, str):
+            return self._matches(self._excluded, module, whole=True)
+        return any(_ends(module, name) for name in self._excluded)
+
+    def _is_linear(self, module: str, layer: CodeLayer | None) -> bool | None:
+        if layer is None or layer.kind == "unknown":
+            return None
+        if layer.kind not in ("linear", "conv1d"):
+            return False
+        # Which head a model has depends on its class, and other classes may use the name for a layer like any other.
+        return None if module.rpartition(".")[2] in _HEADS else True
+
+    def _is_among_layers(self, module: str) -> bool:
+        if self._indices is None:
+            return True
+        match = None
+        if not self._patterns:
+            match = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
+        for pattern in self._patterns:
+            match = self._match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", module)
+            if match is not None:
+                break
+        return match is not None and int(match["idx"]) in self._indices
+
+    def _matches(self, pattern: str, module: str, *, whole: bool = False) -> bool:
+        return self._match(pattern, module, whole=whole) is not None
+
+    def _match(self, pattern: str, module: str, *, whole: bool = False) -> re.Match[str] | None:
+        try:
+            return re.fullmatch(pattern, module) if whole else re.match(pattern, module)
+        except re.error as error:
+            raise self._makes_no_sense(f"{pattern!r} is no regular expression: {error}") from error
+
+    def _names(self, fields: Mapping[str, Any], key: str) -> tuple[str, ...] | str | None:
+        value = fields.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return tuple(value)
+        raise self._makes_no_sense(f"{key} is neither a list of names nor a pattern")
+
+    def _layer_indices(self, fields: Mapping[str, Any]) -> frozenset[int] | None:
+        value = fields.get("layers_to_transform")
+        if value is None or value == []:
+            return None
+        numbers = value if isinstance(value, list) else [value]
+        if not all(type(number) is int for number in numbers):
+            raise self._makes_no_sense("layers_to_transform is neither a layer number nor a list of such")
+        return frozenset(numbers)
+
+    def _makes_no_sense(self, reason: str) -> CorruptError:
+        return CorruptError(
+            f"{self._name}: {reason}", code="ADP304", hint="Restore the config that was saved with these weights."
+        )
+
+
+def default_targets(peft_type: str, model_type: str | None) -> tuple[str, ...] | str | None:
+    """What PEFT targets where a config names nothing; None where it asks for `target_modules` then.
+
+    The table beside this module is PEFT's own (`tests/tools/generate_default_targets.py`).
+    """
+    table = _table()["methods"]
+    value = table.get(peft_type, {}).get(model_type)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("default_targets.json").read_bytes())
+    return table
+
+
+def _ends(module: str, path: str) -> bool:
+    return module == path or module.endswith(f".{path}")

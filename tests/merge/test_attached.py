@@ -1,0 +1,279 @@
+"""PEFT attaches by the config, whatever the file holds: the report says what becomes of either's surplus."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from safetensors.torch import load_file, save_file
+
+from adaptertool.checkpoint.config import AdapterConfig
+from adaptertool.errors import CorruptError
+from adaptertool.merge.targets import Targets
+from adaptertool.operations.check_merge import MergeReport, check_merge
+from tests.merge.models import RECIPES, load_failure, merge_by_peft, save_adapter, whole_merge_fails
+from tests.tools.generate_default_targets import TABLE, default_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def changed(
+    folder: Path, target: Path, rename: Callable[[str], str | None] = lambda name: name, **fields: object
+) -> Path:
+    """A copy of an adapter with other tensor names (None drops one) and config values."""
+    shutil.copytree(folder, target)
+    weights, config = target / "adapter_model.safetensors", target / "adapter_config.json"
+    tensors = {new: tensor for name, tensor in load_file(weights).items() if (new := rename(name)) is not None}
+    save_file(tensors, weights, {"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
+    return target
+
+
+def as_peft_does(report: MergeReport, name: str, base: Path, adapter: Path) -> None:
+    """The report has the layers that PEFT has, each ok where it merges; and so has the whole."""
+    outcome = merge_by_peft(RECIPES[name], base, adapter)
+    assert {layer.module: layer.status for layer in report.layers} == {
+        path: "ok" if error is None else "blocked" for path, error in outcome.fails.items()
+    }
+    fails = whole_merge_fails(RECIPES[name], base, adapter)
+    assert report.verdict == ("mergeable" if fails is None else "not-mergeable")
+
+
+def codes(report: MergeReport) -> list[str]:
+    return [finding.code for finding in report.findings]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama", "llava-qwen2", "qwen2-output"])
+def test_layers_that_the_file_lacks_are_merged_untrained(
+    name: str, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(
+        beft_of(name), tmp_path / "adapter", lambda key: None if "layers.1." in key and "vision" not in key else key
+    )
+    report = check_merge(adapter, base_of(name), threshold=1.0)
+    as_peft_does(report, name, base_of(name), adapter)
+    assert "ADP211" in codes(report)
+
+
+def test_a_module_that_the_file_lacks_needs_a_bias_as_well(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(beft_of("qwen2"), tmp_path / "adapter", target_modules=["v_proj", "o_proj"])
+    report = check_merge(adapter, base_of("qwen2"), threshold=1.0)
+    as_peft_does(report, "qwen2", base_of("qwen2"), adapter)
+    assert report.verdict == "not-mergeable"
+    assert {layer.module.rpartition(".")[2] for layer in report.layers if layer.status == "blocked"} == {"o_proj"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["v_proj"]},
+        {"target_modules": r".*\.v_proj"},
+        {"target_modules": r"model\.layers\.\d\.self_attn\.v_proj"},
+        {"target_modules": ["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"]},
+    ],
+    ids=str,
+)
+def test_layers_that_the_config_does_not_target_are_left_out(
+    fields: dict[str, Any], tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    assert check_merge(beft_of("qwen2-output"), base_of("qwen2-output")).verdict == "not-mergeable"
+    adapter = changed(beft_of("qwen2-output"), tmp_path / "adapter", **fields)
+    report = check_merge(adapter, base_of("qwen2-output"), threshold=1.0)
+    assert [finding.code for finding in report.findings] == ["ADP210"]
+    assert report.findings[0].count == 2
+    as_peft_does(report, "qwen2-output", base_of("qwen2-output"), adapter)
+
+
+@pytest.mark.parametrize("excluded", [["o_proj"], r".*o_proj"])
+def test_excluded_modules(excluded: object, tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    base = base_of("qwen2-output")
+    lora = save_adapter(RECIPES["qwen2-output"], base, tmp_path / "lora", lora_bias=True)
+    assert check_merge(lora, base).verdict == "not-mergeable"
+    adapter = changed(lora, tmp_path / "adapter", exclude_modules=excluded)
+    report = check_merge(adapter, base, threshold=1.0)
+    assert (report.verdict, codes(report)) == ("mergeable", ["ADP210"])
+    as_peft_does(report, "qwen2-output", base, adapter)
+
+
+def test_a_field_that_the_method_does_not_have_changes_nothing(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(beft_of("qwen2-output"), tmp_path / "adapter", exclude_modules=["o_proj"])
+    report = check_merge(adapter, base_of("qwen2-output"), threshold=1.0)
+    assert report.verdict == "not-mergeable"
+    as_peft_does(report, "qwen2-output", base_of("qwen2-output"), adapter)
+
+
+@pytest.mark.parametrize("layers", [1, [1], [0], [0, 1]])
+def test_layers_to_transform(
+    layers: object, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    base = base_of("qwen2")
+    lora = save_adapter(RECIPES["qwen2"], base, tmp_path / "lora", lora_bias=True)
+    adapter = changed(lora, tmp_path / "adapter", target_modules=["v_proj"], layers_to_transform=layers)
+    report = check_merge(adapter, base, threshold=1.0)
+    as_peft_does(report, "qwen2", base, adapter)
+    assert ("ADP210" in codes(report)) is (layers != [0, 1])
+
+
+def test_a_config_that_targets_nothing(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(beft_of("qwen2"), tmp_path / "adapter", target_modules=["query_key_value"])
+    report = check_merge(adapter, base_of("qwen2"))
+    assert (report.verdict, codes(report)) == ("not-mergeable", ["ADP210", "ADP202"])
+    assert "Target modules" in load_failure(RECIPES["qwen2"], base_of("qwen2"), adapter)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama", "t5", "opt", "bert"])
+def test_without_targets_peft_takes_its_own(
+    name: str, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(beft_of(name), tmp_path / "adapter", target_modules=None)
+    as_peft_does(check_merge(adapter, base_of(name), threshold=1.0), name, base_of(name), adapter)
+
+
+def test_the_table_of_default_targets_is_pefts() -> None:
+    assert json.loads(TABLE.read_text(encoding="utf-8")) == default_targets()
+
+
+def test_the_shorthand_for_all_linear_layers(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(beft_of("qwen2"), tmp_path / "adapter", target_modules="all-linear")
+    report = check_merge(adapter, base_of("qwen2"), threshold=1.0)
+    as_peft_does(report, "qwen2", base_of("qwen2"), adapter)
+    assert len(report.layers) == 14
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_lora_bias_that_the_config_asks_for_and_the_file_lacks(
+    name: str, tmp_path: Path, base_of: Callable[[str], Path]
+) -> None:
+    lora = save_adapter(RECIPES[name], base_of(name), tmp_path / "lora", lora_alpha=4)
+    adapter = changed(lora, tmp_path / "adapter", lora_bias=True)
+    report = check_merge(adapter, base_of(name), threshold=1.0)
+    as_peft_does(report, name, base_of(name), adapter)
+    assert "ADP211" in codes(report)
+
+
+def test_a_lora_bias_that_the_config_has_no_place_for(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    lora = save_adapter(RECIPES["llama"], base_of("llama"), tmp_path / "lora", lora_bias=True)
+    assert check_merge(lora, base_of("llama")).verdict == "not-mergeable"
+    adapter = changed(lora, tmp_path / "adapter", lora_bias=False)
+    report = check_merge(adapter, base_of("llama"))
+    as_peft_does(report, "llama", base_of("llama"), adapter)
+    assert (report.verdict, codes(report)) == ("mergeable", ["ADP210"])
+
+
+def test_updates_that_do_not_start_at_zero_are_open(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    drop = changed(
+        beft_of("qwen2"), tmp_path / "a", lambda key: None if "layers.1." in key else key, init_weights=False
+    )
+    report = check_merge(drop, base_of("qwen2"), threshold=1.0)
+    assert [layer.status for layer in report.layers] == ["ok", "unknown"]
+    assert report.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"r": 4}, {"rank_pattern": {"v_proj": 3}}, {"rank_pattern": {r"layers\.0\.self_attn\.v_proj": 8}}],
+    ids=str,
+)
+def test_another_rank_than_the_configs_is_not_loaded(
+    fields: dict[str, Any], tmp_path: Path, base_of: Callable[[str], Path]
+) -> None:
+    lora = save_adapter(RECIPES["qwen2"], base_of("qwen2"), tmp_path / "lora", lora_alpha=4)
+    adapter = changed(lora, tmp_path / "adapter", **fields)
+    assert "size mismatch" in load_failure(RECIPES["qwen2"], base_of("qwen2"), adapter)
+    report = check_merge(adapter, base_of("qwen2"))
+    assert (report.verdict, codes(report)) == ("not-mergeable", ["ADP203"])
+
+
+def test_ranks_and_scales_by_pattern(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    adapter = save_adapter(
+        RECIPES["qwen2"],
+        base_of("qwen2"),
+        tmp_path / "adapter",
+        lora_bias=True,
+        rank_pattern={r"1\.self_attn\.v_proj": 3},
+        alpha_pattern={r"0\.self_attn\.v_proj": 7},
+        use_rslora=True,
+    )
+    report = check_merge(adapter, base_of("qwen2"), threshold=1.0)
+    as_peft_does(report, "qwen2", base_of("qwen2"), adapter)
+    outcome = merge_by_peft(RECIPES["qwen2"], base_of("qwen2"), adapter)
+    stored = load_file(base_of("qwen2") / "model.safetensors")
+    for layer in report.layers:
+        bias = outcome.biases[layer.module]
+        assert bias is not None
+        assert layer.update_norm == pytest.approx((bias - stored[f"{layer.module}.bias"]).norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": 5},
+        {"target_modules": [1]},
+        {"target_modules": "*v_proj"},
+        {"modules_to_save": ["("]},
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense(
+    fields: dict[str, Any], tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    adapter = changed(beft_of("qwen2"), tmp_path / "adapter", **fields)
+    with pytest.raises(CorruptError) as caught:
+        check_merge(adapter, base_of("qwen2"))
+    assert caught.value.code == "ADP304"
+
+
+@pytest.mark.parametrize("fields", [{"layers_to_transform": "all"}, {"exclude_modules": "("}, {"layers_pattern": "("}])
+def test_a_rule_that_makes_no_sense(fields: dict[str, Any]) -> None:
+    every = {"peft_type": "LORA", "target_modules": ["v_proj"], "layers_to_transform": [0], **fields}
+    with pytest.raises(CorruptError):
+        Targets(AdapterConfig("", every, "config"), None).match("model.layers.0.v_proj")
+
+
+_SEGMENTS = st.sampled_from(["model", "layers", "h", "attn", "v_proj", "q_proj", "0", "1", "11", "experts", "lm_head"])
+_PATHS = st.lists(_SEGMENTS, min_size=1, max_size=6).map(".".join)
+_NAMES = st.one_of(
+    st.none(),
+    st.lists(_PATHS, max_size=3),
+    st.sampled_from([r".*v_proj", r".*\.layers\.\d+\..*", "v_proj", r"(model|h)\..*"]),
+)
+
+
+@given(
+    module=_PATHS,
+    fields=st.fixed_dictionaries(
+        {
+            "target_modules": st.one_of(st.lists(_PATHS, max_size=3), st.sampled_from([r".*v_proj", r".*\.h\.1\..*"])),
+            "exclude_modules": _NAMES,
+            "modules_to_save": st.one_of(st.none(), st.lists(_PATHS, max_size=2)),
+            "layers_to_transform": st.one_of(st.none(), st.just([]), st.integers(0, 2), st.lists(st.integers(0, 12))),
+            "layers_pattern": st.one_of(
+                st.none(), st.just([]), st.sampled_from(["h", "layers", ["layers", "h"], [""]])
+            ),
+        }
+    ),
+)
+@settings(max_examples=400, deadline=None)
+def test_targets_are_matched_as_peft_matches_them(module: str, fields: dict[str, Any]) -> None:
+    config = SimpleNamespace(**fields, target_parameters=None)
+    theirs = check_target_module_exists(config, module)
+    ours = Targets(AdapterConfig("", {"peft_type": "LORA", **fields}, "config"), None).match(module)
+    assert ours is (bool(theirs) and not isinstance(theirs, _ExcludedModule))

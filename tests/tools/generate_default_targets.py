@@ -1,0 +1,53 @@
+"""Write `adaptertool/merge/default_targets.json`: which fields decide about targets, and what is targeted without them.
+
+python -m tests.tools.generate_default_targets
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from adaptertool.merge.targets import FIELDS
+
+TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "default_targets.json"
+
+
+def default_targets() -> dict[str, Any]:
+    """The table of the installed PEFT."""
+    methods = {}
+    for peft_type, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items():
+        mapping = getattr(tuner, "target_module_mapping", None)
+        if mapping:
+            methods[peft_type.value] = {
+                model_type: targets if isinstance(targets, str) else sorted(targets)
+                for model_type, targets in sorted(mapping.items())
+            }
+    # PEFT leaves out fields that a method's config class does not have.
+    fields = {
+        peft_type.value: [field for field in FIELDS if field in config.__dataclass_fields__]
+        for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
+    return {
+        "peft": peft.__version__,
+        "fields": dict(sorted(fields.items())),
+        "methods": dict(sorted(methods.items())),
+    }
+
+
+def main() -> None:
+    """Write the table."""
+    table = default_targets()
+    parts = [f'"peft": {json.dumps(table["peft"])}']
+    for part in ("fields", "methods"):
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table[part].items())
+        parts.append(f'"{part}": {{\n{lines}\n}}')
+    TABLE.write_text(f"{{{', '.join(parts)}}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
