@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,9 +16,10 @@ from adaptertool.checkpoint.weights import (
     SafetensorsWeights,
     Weights,
 )
-from adaptertool.errors import NotFoundError, UnsupportedError
+from adaptertool.errors import NotFoundError, OfflineError, UnsupportedError
 
 if TYPE_CHECKING:
+    from adaptertool.checkpoint.bytes import Bytes
     from adaptertool.checkpoint.folder import Folder
     from adaptertool.checkpoint.target import Target
 
@@ -49,22 +51,26 @@ def open_adapter(target: Target) -> Adapter:
     """
     folder = target.folder
     config = read_config(folder)
-    name = target.weights or _find_weights(folder)
+    name, file = (target.weights, folder.open(target.weights)) if target.weights else _find_weights(folder)
     if not name.endswith(".bin"):
-        return Adapter(folder, config, name, SafetensorsWeights(folder.open(name)))
+        return Adapter(folder, config, name, SafetensorsWeights(file))
     if not isinstance(folder, LocalFolder):
         raise UnsupportedError(
             f"{folder.location} holds pickled weights ({name}), which are not read over the network",
             hint="Download the repo and name the folder.",
         )
-    return Adapter(folder, config, name, PickleWeights(folder.path / name, folder.open(name)))
+    return Adapter(folder, config, name, PickleWeights(folder.path / name, file))
 
 
-def _find_weights(folder: Folder) -> str:
+def _find_weights(folder: Folder) -> tuple[str, Bytes]:
+    if not isinstance(folder, LocalFolder):
+        # On the Hub a file's beginning costs no more than a list of the files.
+        with contextlib.suppress(NotFoundError, OfflineError):
+            return SAFETENSORS_WEIGHTS, folder.open(SAFETENSORS_WEIGHTS)
     files = folder.files()
     for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
         if name in files:
-            return name
+            return name, folder.open(name)
     if isinstance(folder, LocalFolder):
         for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS):
             if os.path.lexists(folder.path / name):
@@ -72,10 +78,9 @@ def _find_weights(folder: Folder) -> str:
     found = [entry for entry in files if entry.endswith((".safetensors", ".bin"))][:5]
     try:
         # In the Hub's offline mode `files` lists what is cached, and only `open` says what that leaves unknown.
-        folder.open(SAFETENSORS_WEIGHTS).close()
+        return SAFETENSORS_WEIGHTS, folder.open(SAFETENSORS_WEIGHTS)
     except NotFoundError as error:
         raise NotFoundError(
             f"{folder.location} holds no adapter weights: neither {SAFETENSORS_WEIGHTS} nor {PICKLE_WEIGHTS}",
             hint=f"It holds {', '.join(found)}." if found else "Was the adapter saved or downloaded completely?",
         ) from error
-    return SAFETENSORS_WEIGHTS

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +20,8 @@ from adaptertool.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
 CHUNK = 512 << 10
 """Bytes handed out at a time by `stream`: small enough that a comparison finds them in the processor's cache."""
@@ -50,6 +52,13 @@ class Bytes(Protocol):
 
     def stream(self, start: int, length: int) -> Iterator[memoryview]:
         """The same bytes in pieces, in order. A piece is valid until the next one is asked for."""
+
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Within the block these ranges are streamed in this order, some perhaps not: a file far away fetches them ahead.
+
+        Args:
+            ranges: Start and length of each.
+        """
 
     def changed(self) -> bool:
         """Whether the file is known to be another one now than when it was opened."""
@@ -149,6 +158,11 @@ class LocalBytes:
         with self._lock:
             self._file.seek(place)
             return self._file.readinto(into) or 0
+
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """The operating system reads ahead."""
+        del ranges
+        return nullcontext()
 
     def changed(self) -> bool:
         """Whether the path now leads to another file, or to another length or time of change."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.errors import NetworkError, NotFoundError, UsageError
+from adaptertool.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.folder import Folder
@@ -86,15 +86,13 @@ def _hub_target(
         raise UsageError(f"two revisions are named: {parts['revision']} in {text}, and --revision {revision}")
     if subfolder and parts.get("sub"):
         raise UsageError(f"two subfolders are named: {parts['sub']} in {text}, and --subfolder {subfolder}")
-    from adaptertool.checkpoint.hub import HubFolder
+    from adaptertool.checkpoint.hub.folder import HubFolder
 
-    try:
-        folder = HubFolder(
+    return Target(
+        HubFolder(
             parts["repo"],
             revision=revision or parts["revision"],
             subfolder=subfolder or parts.get("sub") or None,
             token=token,
         )
-    except NetworkError as error:
-        raise NetworkError(f"{error.message}; no local path of that name exists", hint=error.hint) from error
-    return Target(folder)
+    )

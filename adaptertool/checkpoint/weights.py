@@ -7,6 +7,7 @@ import re
 import struct
 import warnings
 import zipfile
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from adaptertool.checkpoint.bytes import CHUNK, os_error
@@ -14,7 +15,8 @@ from adaptertool.checkpoint.header import Header, TensorInfo, read_header
 from adaptertool.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
@@ -49,6 +51,9 @@ class Weights(Protocol):
 
     def hold(self) -> None:
         """Read all data at once, so that what is streamed from now on comes from memory: for small files far away."""
+
+    def ahead(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        """Within the block these tensors are streamed in this order, some perhaps not; see `Bytes.ahead`."""
 
     def stored_as(self, name: str) -> str:
         """The name of the tensor whose bytes these are: another one where two names share one storage."""
@@ -98,6 +103,11 @@ class SafetensorsWeights:
     def hold(self) -> None:
         """Read all data in one range."""
         self._held = self.file.read(self.header.data_start, self.file.size - self.header.data_start)
+
+    def ahead(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        """Tell the file which of its ranges come next."""
+        tensors = (self.tensors[name] for name in names)
+        return self.file.ahead((self.header.data_start + tensor.start, tensor.nbytes) for tensor in tensors)
 
     def stored_as(self, name: str) -> str:
         """Itself: in a safetensors file no two names share bytes."""
@@ -180,6 +190,11 @@ class PickleWeights:
 
     def hold(self) -> None:
         """Nothing: they are in memory."""
+
+    def ahead(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        """The file is on disk, and the operating system reads ahead."""
+        del names
+        return nullcontext()
 
     def stored_as(self, name: str) -> str:
         """The first name whose storage this is."""

@@ -168,8 +168,8 @@ class Destination:
         return replace(result, output=where, target=describe_target(adapter))
 
     def _push(self, adapter: Adapter, change: Change, words: tuple[str, str], progress: Progress) -> str | None:
-        from adaptertool.checkpoint.hub import HubFolder
-        from adaptertool.checkpoint.push import open_pull_request
+        from adaptertool.checkpoint.hub.folder import HubFolder
+        from adaptertool.checkpoint.hub.push import open_pull_request
 
         folder = adapter.folder
         assert isinstance(folder, HubFolder)  # noqa: S101 - checked before any work was done

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adaptertool.checkpoint import hub_client
+from adaptertool.checkpoint.hub import patience
 from tests.hub.server import HubServer, Sparse
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     }
     for setting, it in settings.items():
         monkeypatch.setattr(constants, setting, it)
-    monkeypatch.setattr(hub_client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.01)
     yield server
     from huggingface_hub.utils import close_session  # type: ignore[attr-defined]
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adaptertool.checkpoint import hub_client
 from adaptertool.checkpoint.adapter import open_adapter
-from adaptertool.checkpoint.hub import PREFETCH, HubFolder
+from adaptertool.checkpoint.hub import patience
+from adaptertool.checkpoint.hub.file import PREFETCH
+from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import AdapterToolError, NetworkError, UsageError
 from tests.hub.conftest import files_of
@@ -77,8 +78,8 @@ UNSEEN_IN_A_RANGE = {"shifted"}
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_client, "SILENCE", 0.3)
-    monkeypatch.setenv(hub_client.TIMEOUT_VARIABLE, "0.6")
+    monkeypatch.setattr(patience, "SILENCE", 0.3)
+    monkeypatch.setenv(patience.TIMEOUT_VARIABLE, "0.6")
 
 
 @pytest.mark.parametrize("times", [1, 1_000_000], ids=["once", "always"])
@@ -166,13 +167,13 @@ def test_a_connection_that_is_always_cut_ends(hub: HubServer) -> None:
     hub.fail("storage", cut=10)
     with pytest.raises(NetworkError, match="lost the connection"):
         HubFolder("org/name").open(WEIGHTS).read(0, 200_000)
-    assert len(hub.requests("storage")) == hub_client.TRIES
+    assert len(hub.requests("storage")) == patience.TRIES
 
 
 def test_a_server_without_ranges_sends_no_more_than_asked_for(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # The server hashes the file first, which a busy machine takes its time for.
-    monkeypatch.setattr(hub_client, "SILENCE", 10.0)
-    monkeypatch.setenv(hub_client.TIMEOUT_VARIABLE, "30")
+    monkeypatch.setattr(patience, "SILENCE", 10.0)
+    monkeypatch.setenv(patience.TIMEOUT_VARIABLE, "30")
     hub.add("org/name", {WEIGHTS: bytes(16 << 20)})
     hub.fail("storage", ignore_range=True)
     file = HubFolder("org/name").open(WEIGHTS)
@@ -212,7 +213,7 @@ def test_content_that_changes_under_the_same_address(hub: HubServer) -> None:
 
 
 def test_retry_after_is_honoured(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(hub_client.TIMEOUT_VARIABLE, "5")
+    monkeypatch.setenv(patience.TIMEOUT_VARIABLE, "5")
     hub.add("org/name", {"a": b"1"})
     hub.fail("info", times=1, status=429, headers={"Retry-After": "1"})
     begin = time.monotonic()
@@ -261,6 +262,6 @@ def test_an_endpoint_that_is_none(hub: HubServer, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan"])
 def test_a_time_limit_that_is_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
-    monkeypatch.setenv(hub_client.TIMEOUT_VARIABLE, seconds)
-    with pytest.raises(UsageError, match=hub_client.TIMEOUT_VARIABLE):
+    monkeypatch.setenv(patience.TIMEOUT_VARIABLE, seconds)
+    with pytest.raises(UsageError, match=patience.TIMEOUT_VARIABLE):
         HubFolder("org/name")

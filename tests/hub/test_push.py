@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adaptertool.checkpoint import push
-from adaptertool.checkpoint.hub import HubFolder
-from adaptertool.checkpoint.push import open_pull_request
+from adaptertool.checkpoint.hub import push
+from adaptertool.checkpoint.hub.folder import HubFolder
+from adaptertool.checkpoint.hub.push import open_pull_request
 from adaptertool.errors import (
     AdapterToolError,
     NetworkError,

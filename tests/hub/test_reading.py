@@ -14,7 +14,8 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.bytes import CHUNK, Bytes, LocalBytes
 from adaptertool.checkpoint.config import read_config
 from adaptertool.checkpoint.folder import Folder, LocalFolder
-from adaptertool.checkpoint.hub import PREFETCH, HubFolder
+from adaptertool.checkpoint.hub.file import PREFETCH
+from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import SafetensorsWeights
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
@@ -301,7 +302,7 @@ def test_a_cached_file_of_another_length_is_not(hub: HubServer) -> None:
 
 def test_huggingface_hub_is_imported_for_repos_only(randlora: Path) -> None:
     code = (
-        "import sys, adaptertool.checkpoint.hub, adaptertool.checkpoint.push\n"
+        "import sys, adaptertool.checkpoint.hub.folder, adaptertool.checkpoint.hub.push\n"
         "from adaptertool.checkpoint.target import open_target\n"
         "from adaptertool.checkpoint.adapter import open_adapter\n"
         "open_adapter(open_target(sys.argv[1]))\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from adaptertool.checkpoint.adapter import open_adapter
-from adaptertool.checkpoint.hub import HubFolder
+from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import (
     AdapterToolError,

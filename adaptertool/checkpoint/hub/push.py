@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.bytes import os_error
-from adaptertool.checkpoint.hub_client import http_library, hub_session, transport_errors
+from adaptertool.checkpoint.hub.refusals import redacted, refusal
+from adaptertool.checkpoint.hub.session import http_library, hub_session, transport_errors
 from adaptertool.errors import (
     AdapterToolError,
     NetworkError,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from adaptertool.checkpoint.hub import HubFolder
+    from adaptertool.checkpoint.hub.folder import HubFolder
 
 ANSWER_SECONDS = 120.0
 """How long the Hub may take to answer one request of a commit; huggingface_hub itself would wait for ever (2.4.0)."""
@@ -177,7 +178,7 @@ def _as_ours(error: BaseException, folder: HubFolder) -> AdapterToolError:
     if isinstance(cause, OSError) and cause.filename is not None:
         return os_error(cause, cause.filename)
     return NetworkError(
-        f"could not open a pull request on {repo}: {client.redacted(str(cause) or type(cause).__name__)}",
+        f"could not open a pull request on {repo}: {redacted(str(cause) or type(cause).__name__, client.token)}",
         hint="Check the repo's pull requests before trying again.",
     )
 
@@ -186,7 +187,7 @@ def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
     client = folder.client
     response = error.response
     headers = {name.lower(): value for name, value in response.headers.items()}
-    said = client.redacted(getattr(error, "server_message", None) or headers.get("x-error-message", ""))
+    said = redacted(getattr(error, "server_message", None) or headers.get("x-error-message", ""), client.token)
     if headers.get("x-error-code") == "RevisionNotFound":
         return _no_branch(folder.branch or "main")
     if response.status_code in (409, 412):
@@ -204,7 +205,7 @@ def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
             f"the Hub refused a pull request on {folder.repo_id}" + (f": {said}" if said else ""),
             hint="The token must be allowed to write discussions, and the repo must allow pull requests.",
         )
-    failure = client.refusal(response.status_code, headers, folder.subject())
+    failure = refusal(response.status_code, headers, folder.subject(), client.token)
     if isinstance(failure, NotFoundError):
         # The repo was read a moment ago, so it is there.
         return UnauthorizedError(

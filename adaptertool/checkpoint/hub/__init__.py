@@ -1,0 +1,12 @@
+"""A repo of the Hugging Face Hub as a folder of files, read in ranges, and a pull request on it.
+
+session   what is huggingface_hub's: its connection, its token, its cache
+patience  how often a step is tried, and how long it may take
+client    one request: redirects, where the token goes, time limits
+refusals  what a refusal of the Hub means, as an error with a hint
+tree      the files of a repo at one commit, as the Hub lists them
+file      one file, read in ranges, each answer held against what is known of it
+ahead     ranges fetched by several connections before they are asked for
+folder    a folder of a repo, pinned to one commit
+push      new files, offered as a pull request
+"""

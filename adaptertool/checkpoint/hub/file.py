@@ -1,0 +1,350 @@
+"""One file of a repo at one commit, read by ranged requests."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from adaptertool.checkpoint.bytes import CHUNK
+from adaptertool.checkpoint.hub.addresses import origin
+from adaptertool.checkpoint.hub.ahead import FIRST_SEGMENT, ReadAhead
+from adaptertool.checkpoint.hub.client import Answer, content_length
+from adaptertool.checkpoint.hub.patience import Patience, TransientError
+from adaptertool.checkpoint.hub.tree import COMMIT, SHA256, HubFile
+from adaptertool.errors import CorruptError, NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from adaptertool.checkpoint.hub.folder import HubFolder
+
+PREFETCH = 144 << 10
+"""Bytes that the first read fetches: about what the header of a 1,000-tensor adapter takes."""
+
+SMALL = 16 << 20
+"""Bytes up to which a file that is not in large file storage is read as a whole; the Hub allows 10 MiB in git."""
+
+
+class HubBytes:
+    """A file of a repo at one commit, read by ranged requests. Several threads may read it at once.
+
+    Every answer is held against the file's known size, the range that was asked for, and what earlier answers said of
+    the file. What contradicts them is asked for again, and ends in a NetworkError where that does not mend it. A read
+    of the whole file is checked against its digest as well, where the Hub names one.
+    """
+
+    def __init__(self, folder: HubFolder, name: str, entry: HubFile | None) -> None:
+        """Take the file as the repo's tree describes it, or ask for its beginning and take it as the answer describes it.
+
+        The Hub names size and digest in the headers of its answer, before any redirect, and the commit too. So one
+        request for a file's beginning can stand for three: resolving a revision, listing the tree, and reading.
+
+        Args:
+            folder: Where it is.
+            name: In that folder.
+            entry: What the tree says of it; None where the tree was not read.
+
+        Raises:
+            NotFoundError: there is none, as far as the Hub's answer goes.
+            GatedError, UnauthorizedError, NetworkError: as it happens.
+        """
+        self._folder = folder
+        self._client = folder.client
+        self._path = folder.path_in_repo(name)
+        self._subject = folder.subject(self._path)
+        self._name = f"{folder.location}/{name}"
+        self._direct: str | None = None
+        self._etags: dict[str, str] = {}
+        self._prefix = b""
+        self._prefix_lock = threading.Lock()
+        self._count_lock = threading.Lock()
+        self._plan: ReadAhead | None = None
+        self._closed = False
+        self.bytes_read = 0
+        self._entry = entry if entry is not None else self._look()
+
+    @property
+    def name(self) -> str:
+        """`org/name/file`."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """The length in bytes, as the Hub gives it."""
+        return self._entry.size
+
+    @property
+    def sha256(self) -> str | None:
+        """The content's SHA-256 as the Hub gives it; None for files that are not in large file storage."""
+        return self._entry.sha256
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`; see `Bytes.read`.
+
+        The first read at the beginning fetches up to `PREFETCH` bytes, and later ones are served from them.
+        """
+        return b"".join(bytes(piece) for piece in self.stream(start, length))
+
+    def stream(self, start: int, length: int) -> Iterator[memoryview]:
+        """The same bytes in pieces of `CHUNK` bytes, the last one shorter, that share one buffer.
+
+        A connection that is cut is taken up again where it was.
+        """
+        if self._closed:
+            raise ValueError(f"{self._name} is closed")
+        if start < 0 or length < 0 or start + length > self.size:
+            raise CorruptError(f"{self._name} ends before byte {start + length}: it is truncated")
+        begun = self._begin(start, length)
+        # What is at hand as a whole was checked as a whole.
+        due = self._entry.sha256 if start == 0 and len(begun) < length == self.size else None
+        whole = hashlib.sha256()
+        buffer = memoryview(bytearray(min(CHUNK, length)))
+        filled, done = 0, 0
+        for piece in chain((memoryview(begun),), self._rest(start + len(begun), length - len(begun))):
+            rest = piece
+            while rest:
+                taken = min(len(rest), len(buffer) - filled)
+                buffer[filled : filled + taken] = rest[:taken]
+                filled, rest = filled + taken, rest[taken:]
+                done += taken
+                if filled == len(buffer) or done == length:
+                    if due is not None:
+                        whole.update(buffer[:filled])
+                        if done == length and whole.hexdigest() != due:
+                            raise self._other_content()
+                    yield buffer[:filled]
+                    filled = 0
+
+    @contextmanager
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """See `Bytes.ahead`; several requests at a time fetch what comes next."""
+        before = self._plan
+        with ReadAhead(self._fetch, ranges) as plan:
+            self._plan = plan
+            try:
+                yield
+            finally:
+                self._plan = before
+
+    def changed(self) -> bool:
+        """Never: the commit names the content."""
+        return False
+
+    def close(self) -> None:
+        """Let go of what was fetched ahead."""
+        self._closed = True
+        self._prefix = b""
+
+    def _begin(self, start: int, length: int) -> bytes:
+        """What of that range is there already, having fetched the beginning if nothing was read so far."""
+        small = self._entry.sha256 is None and start == 0 and PREFETCH < length == self.size <= SMALL
+        with self._prefix_lock:
+            if (small and len(self._prefix) < length) or (start == 0 and length and not self._prefix):
+                upto = length if small else min(PREFETCH, self.size)
+                data = self._fetch(0, upto)
+                self._prefix = self._proven(data) if upto == self.size else data
+            return self._prefix[start : start + length]
+
+    def _proven(self, data: bytes) -> bytes:
+        """The whole content, held against its digest.
+
+        Raises:
+            NetworkError: it is another content, twice.
+        """
+        if self._entry.is_content(data) is not False:
+            return data
+        self._direct = None
+        again = self._fetch(0, self.size)
+        if self._entry.is_content(again):
+            return again
+        # The Hub's own ETag of a small file is git's hash. That of a mirror may be any hash of 40 digits (Artifactory's is
+        # the content's plain SHA-1), so that two readings that agree count for more.
+        if self._entry.sha256 is None and again == data:
+            return data
+        raise self._other_content()
+
+    def _rest(self, start: int, length: int) -> Iterator[memoryview]:
+        plan = self._plan
+        if plan is not None and plan.holds(start):
+            yield from plan.take(start, length)
+        elif length <= FIRST_SEGMENT:
+            yield memoryview(self._fetch(start, length))
+        else:
+            with ReadAhead(self._fetch, [(start, length)]) as own:
+                yield from own.take(start, length)
+
+    def _fetch(self, start: int, length: int, stop: threading.Event | None = None) -> bytes:
+        """The range in memory; less of it where `stop` is set meanwhile."""
+        patience = Patience(self._client.timeout, stop)
+        data = bytearray()
+        for chunk in self._arrivals(start, length, patience):
+            if len(data) // CHUNK < (len(data) + len(chunk)) // CHUNK:
+                patience.renew()
+            data += chunk
+            if stop is not None and stop.is_set():
+                break
+        return bytes(data)
+
+    def _look(self) -> HubFile:
+        """Read the file's beginning, and take from the answer's headers what the file is."""
+        patience = Patience(self._client.timeout)
+        headers = {"range": f"bytes=0-{PREFETCH - 1}"}
+        while True:
+            pinned = self._folder.known_commit
+            url = self._folder.address_of(self._path, pinned)
+            try:
+                with self._client.get(url, headers, self._subject, patience) as answer:
+                    if answer.status not in (200, 206, 416):
+                        raise self._client.refused(answer, self._subject)
+                    named = answer.hub_headers.get("x-repo-commit", "")
+                    if pinned is None and not COMMIT.fullmatch(named):
+                        self._folder.pin(None)
+                        continue
+                    commit = pinned or named
+                    entry = self._described(answer)
+                    if entry is None:
+                        return self._folder.listed(self._path)
+                    data = b""
+                    if entry.size:
+                        self._check(self._contradiction(answer, 0, min(PREFETCH, entry.size), entry, commit), answer)
+                        data = b"".join(self._body(answer, min(PREFETCH, entry.size), patience))
+                break
+            except TransientError as fault:
+                patience.spend(fault)
+        self._folder.pin(commit)
+        if answer.url != url:
+            self._direct = answer.url
+        self._entry = entry
+        self._prefix = self._proven(data) if len(data) == entry.size else data
+        return entry
+
+    def _described(self, answer: Answer) -> HubFile | None:
+        """What the answer to a request for a file's beginning says of the file; None where it names no size."""
+        headers, first = answer.headers, answer.hub_headers
+        found = headers.get("content-range", "")
+        match = re.fullmatch(r"bytes 0-\d+/(\d+|\*)" if answer.status == 206 else r"bytes \*/(0)", found, re.ASCII)
+        if answer.status != 200 and match is None:
+            self._check(f"range {found or 'none'!r} where the file's beginning was asked for", answer)
+        total = content_length(headers) if match is None else None if match[1] == "*" else int(match[1])
+        linked = first.get("x-linked-size", "")
+        if linked.isascii() and linked.isdigit():
+            if total not in (None, int(linked)):
+                self._check(f"a file of {total} bytes where the commit holds one of {linked}", answer)
+            total = int(linked)
+        if total is None:
+            return None
+        sha256 = SHA256.fullmatch(first.get("x-linked-etag", "").strip('"'))
+        blob_id = COMMIT.fullmatch(headers.get("etag", "").strip('"')) if self._client.is_endpoint(answer.url) else None
+        return HubFile(total, sha256 and sha256[0], blob_id[0] if blob_id and sha256 is None else None)
+
+    def _other_content(self) -> NetworkError:
+        return NetworkError(
+            f"what arrived of {self._name} is not what the commit holds: its digest is another one",
+            hint="Try again; a proxy or mirror in between may have damaged or replaced it.",
+        )
+
+    def _arrivals(self, start: int, length: int, patience: Patience) -> Iterator[bytes]:
+        """The range as it arrives, in pieces of whatever length, exactly `length` bytes of it."""
+        done = 0
+        while done < length:
+            try:
+                with self._ask(start + done, length - done, patience) as answer:
+                    for chunk in self._body(answer, length - done, patience):
+                        done += len(chunk)
+                        yield chunk
+            except TransientError as fault:  # noqa: PERF203 - a try of its own for each try
+                # Signed addresses expire, and a storage server may fail where the next one works.
+                self._direct = None
+                patience.spend(fault)
+
+    def _body(self, answer: Answer, length: int, patience: Patience) -> Iterator[bytes]:
+        """The first `length` bytes of an answer, which must end there unless it is one without a range.
+
+        Raises:
+            TransientError: it is shorter or longer, or the connection fails.
+        """
+        done, last = 0, b""
+        for chunk in self._client.arrivals(answer, self._subject, patience):
+            with self._count_lock:
+                self.bytes_read += len(chunk)
+            room = length - done - len(last)
+            if len(chunk) > room and answer.status != 200:
+                raise self._client.broken(answer, self._subject, "it sends more than was asked for")
+            if len(chunk) >= room > 0:
+                # Held back until the body proves to end here; one without a range is cut off by us.
+                last = chunk[:room]
+                if answer.status == 200:
+                    break
+            else:
+                done += len(chunk)
+                yield chunk
+        if done + len(last) < length:
+            raise TransientError(
+                NetworkError(
+                    f"{origin(answer.url)} sent {done} of {length} bytes of {self._name} and then no more",
+                    hint="Try again.",
+                )
+            )
+        yield last
+
+    @contextmanager
+    def _ask(self, start: int, length: int, patience: Patience) -> Iterator[Answer]:
+        headers = {"range": f"bytes={start}-{start + length - 1}"}
+        commit = self._folder.revision
+        url = self._folder.address_of(self._path, commit)
+        for there in (self._direct, url):
+            if there is None:
+                continue
+            with self._client.get(there, headers, self._subject, patience) as answer:
+                if there != url and answer.status in (400, 401, 403, 404, 410):
+                    continue  # a signed address that expired
+                if answer.status not in (200, 206, 416):
+                    raise self._client.refused(answer, self._subject)
+                self._check(self._contradiction(answer, start, length, self._entry, commit), answer)
+                if answer.url != url:
+                    self._direct = answer.url
+                yield answer
+                return
+
+    def _check(self, fault: str | None, answer: Answer) -> None:
+        """Raise TransientError where there is a fault."""
+        if fault is not None:
+            raise self._client.broken(answer, self._subject, fault)
+
+    def _contradiction(self, answer: Answer, start: int, length: int, entry: HubFile, commit: str) -> str | None:
+        """What in the headers contradicts what was asked for, or what is known of the file."""
+        headers, first = answer.headers, answer.hub_headers
+        if answer.status == 416:
+            return f"it has no bytes {start} to {start + length - 1} of a file of {entry.size}"
+        if headers.get("content-encoding", "identity") != "identity":
+            return "it compresses what must arrive as it is"
+        if headers.get("content-type", "").startswith("text/html") and not self._path.endswith((".html", ".htm")):
+            return "it sends a web page where the file is due"
+        if answer.status == 200:
+            if start:
+                return "it ignores ranges, and sends files from their beginning only"
+            due = entry.size
+        else:
+            due = length
+            found = headers.get("content-range", "none")
+            ends = f"bytes {start}-{start + length - 1}/"
+            if found not in (f"{ends}{entry.size}", f"{ends}*"):
+                return f"range {found!r} where {ends + str(entry.size)!r} was asked for"
+        promised = content_length(headers)
+        if promised is not None and promised != due:
+            return f"{promised} bytes where {due} are due"
+        if first.get("x-repo-commit", commit) != commit:
+            return f"commit {first['x-repo-commit']} where {commit} was asked for"
+        if first.get("x-linked-size", str(entry.size)) != str(entry.size):
+            return f"a file of {first['x-linked-size']} bytes where the commit holds one of {entry.size}"
+        linked = first.get("x-linked-etag", "").strip('"')
+        if entry.sha256 is not None and SHA256.fullmatch(linked) and linked != entry.sha256:
+            return "a file with another digest than the commit holds"
+        etag = headers.get("etag", "")
+        if etag.startswith('"') and self._etags.setdefault(origin(answer.url), etag) != etag:
+            return "the file changed between two reads"
+        return None

@@ -1,0 +1,301 @@
+"""A folder of a Hub repo at one commit, and its files, read in ranges.
+
+The revision is resolved once; every address that is read afterwards names the commit. Files that huggingface_hub's cache
+holds for that commit are read from there, and in offline mode only from there; the cache is never written to.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+from adaptertool.checkpoint.bytes import LocalBytes, os_error
+from adaptertool.checkpoint.hub.client import HubClient
+from adaptertool.checkpoint.hub.file import HubBytes
+from adaptertool.checkpoint.hub.refusals import Subject
+from adaptertool.checkpoint.hub.session import repo_cache
+from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_tree
+from adaptertool.errors import NotFoundError, OfflineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adaptertool.checkpoint.bytes import Bytes
+
+
+class HubFolder:
+    """A folder of a model repo, pinned to one commit.
+
+    Attributes:
+        repo_id: `org/name`.
+        subfolder: Folder in the repo, without slashes at its ends; None for the root.
+        named_revision: Branch, tag, commit or `refs/pr/N` as the user named it; None for the default branch.
+        client: The connection to the Hub.
+        known_commit: The commit, once it is known.
+    """
+
+    kind: Literal["local", "hub"] = "hub"
+
+    def __init__(
+        self, repo_id: str, *, revision: str | None = None, subfolder: str | None = None, token: str | None = None
+    ) -> None:
+        """Take the repo as it is named; nothing is asked yet, unless the cache holds something of it.
+
+        The revision is resolved by the first file that is read, or when it is asked for. A full commit id needs no
+        resolving; in offline mode the cache resolves it.
+
+        Args:
+            repo_id: `org/name`.
+            revision: Branch, tag, commit or `refs/pr/N`.
+            subfolder: Folder in the repo.
+            token: Access token; by default the one that huggingface_hub finds.
+
+        Raises:
+            NotFoundError: no repo can have that name; or, where the cache holds something of it, it is gone.
+            OfflineError: offline mode, and the cache does not know the revision.
+            GatedError, UnauthorizedError, NetworkError: as it happens.
+        """
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise NotFoundError(
+                f"{repo_id} does not exist: it is no local path, and no valid name of a Hub repo",
+                hint="A Hub repo is written org/name, org/name@revision or hf://org/name.",
+            ) from error
+        self.repo_id = repo_id
+        self.named_revision = revision or None
+        self.subfolder = (subfolder or "").strip("/") or None
+        if self.subfolder and not all(part not in ("", ".", "..") for part in self.subfolder.split("/")):
+            raise UsageError(f"{subfolder!r} is no folder in a repo")
+        self.client = HubClient(token)
+        self._opened: list[LocalBytes | HubBytes] = []
+        self._tree: dict[str, HubFile] | None = None
+        self._below: dict[str, HubFile] = {}
+        self._lock = threading.RLock()
+        self.known_commit: str | None = None
+        if self.named_revision and COMMIT.fullmatch(self.named_revision):
+            self.known_commit = self.named_revision
+        elif self.client.offline:
+            self.known_commit = self._cached_revision()
+        elif (repo_cache(repo_id) / "snapshots").is_dir():
+            # What is cached can be used only if the commit is known before anything is read.
+            self.known_commit = self.current_commit()
+
+    @property
+    def location(self) -> str:
+        """`org/name`, or `org/name/sub/folder`."""
+        return f"{self.repo_id}/{self.subfolder}" if self.subfolder else self.repo_id
+
+    @property
+    def revision(self) -> str:
+        """The commit that every read is pinned to; asked for now, where nothing was read so far."""
+        with self._lock:
+            if self.known_commit is None:
+                self.known_commit = self.current_commit()
+            return self.known_commit
+
+    @property
+    def requests(self) -> int:
+        """HTTP requests so far, redirects and retries included."""
+        return self.client.requests
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of file content that arrived so far, or were read from the cache."""
+        return sum(file.bytes_read for file in self._opened)
+
+    def subject(self, path: str | None = None) -> Subject:
+        """What messages say a request is about.
+
+        Args:
+            path: File or folder, from the root of the repo.
+        """
+        return Subject(self.client.endpoint, self.repo_id, self.named_revision, path)
+
+    def path_in_repo(self, name: str) -> str:
+        """The path of a file of this folder, from the root of the repo."""
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
+    def address_of(self, path: str, commit: str | None) -> str:
+        """Where a file is read.
+
+        Args:
+            path: From the root of the repo.
+            commit: The commit; None for whatever the named revision leads to now.
+        """
+        revision = commit or quote(self.named_revision or "main", safe="")
+        return f"{self.client.endpoint}/{self.repo_id}/resolve/{revision}/{quote(path)}"
+
+    def pin(self, commit: str | None) -> None:
+        """Read that commit from now on, unless another one is read already.
+
+        Args:
+            commit: Its id; None to ask the Hub for it.
+        """
+        with self._lock:
+            self.known_commit = self.known_commit or commit or self.current_commit()
+
+    def files(self) -> Sequence[str]:
+        """Names of the files right in this folder; in offline mode, of those that the cache holds.
+
+        Raises:
+            NotFoundError: no such subfolder or commit.
+            GatedError, UnauthorizedError, NetworkError: as it happens.
+        """
+        if not self.client.offline:
+            return sorted(self._entries())
+        folder = self._snapshot()
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        except FileNotFoundError as error:
+            raise OfflineError(
+                f"the cache holds nothing of {self.location}, and huggingface_hub is in offline mode",
+                hint="Unset HF_HUB_OFFLINE, or download the repo first.",
+            ) from error
+        except OSError as error:
+            raise os_error(error, folder) from error
+
+    def walk(self) -> Sequence[str]:
+        """Names of all files in this folder and below it; in offline mode, of those that the cache holds.
+
+        Raises:
+            NotFoundError: no such subfolder or commit.
+            GatedError, UnauthorizedError, NetworkError: as it happens.
+        """
+        if self.client.offline:
+            folder = self._snapshot()
+            return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        self._below = self._read_tree(recursive=True)
+        return sorted(self._below)
+
+    def open(self, name: str) -> Bytes:
+        """The file of that name: from the cache if it holds the file of this commit, else read in ranges.
+
+        Raises:
+            NotFoundError: this folder holds none of that name.
+            OfflineError: offline mode, and the cache does not know.
+            GatedError, UnauthorizedError, NetworkError: as it happens.
+        """
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise NotFoundError(f"{self.location} holds no {name!r}", hint="That is no name of a file.")
+        file = (self._cached(name) if self.known_commit is not None else None) or self._remote(name)
+        self._opened.append(file)
+        return file
+
+    def listed(self, path: str) -> HubFile:
+        """What the repo's tree says of a file.
+
+        Args:
+            path: From the root of the repo.
+
+        Raises:
+            NotFoundError: this folder holds no such file.
+        """
+        name = path.removeprefix(f"{self.subfolder}/") if self.subfolder else path
+        entry = self._below.get(name) or (self._entries() if "/" not in name else self._all_below()).get(name)
+        if entry is None:
+            raise NotFoundError(
+                f"{self.location} holds no {name} at revision {self.named_revision or 'main'}",
+                hint=f"See {self.client.endpoint}/{self.repo_id}/tree/{self.revision} for what it holds.",
+            )
+        return entry
+
+    @property
+    def branch(self) -> str | None:
+        """What a pull request is opened against: the revision as named, unless it is a commit; None for the default."""
+        named = self.named_revision
+        return None if named is None or COMMIT.fullmatch(named) else named
+
+    def current_commit(self) -> str:
+        """The commit that `branch` leads to now, by one request.
+
+        Raises:
+            NotFoundError, GatedError, UnauthorizedError, OfflineError, NetworkError: as it happens.
+        """
+        url = f"{self.client.endpoint}/api/models/{self.repo_id}"
+        if self.branch:
+            url += f"/revision/{quote(self.branch, safe='')}"
+        document, _ = self.client.json(f"{url}?expand=sha", self.subject())
+        sha = document.get("sha") if isinstance(document, dict) else None
+        if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
+            raise not_a_hub(self.client, f"it names no commit for {self.repo_id}")
+        return sha
+
+    def _remote(self, name: str) -> HubBytes:
+        if self._tree is None and name not in self._below:
+            try:
+                # The first file that is read resolves the revision for all others.
+                with self._lock if self.known_commit is None else nullcontext():
+                    return HubBytes(self, name, None)
+            except NotFoundError:
+                # The repo, the revision, the folder, or the file? The API says which, and whether it agrees: one answer
+                # may be wrong.
+                self.pin(None)
+        return HubBytes(self, name, self.listed(self.path_in_repo(name)))
+
+    def _cached_revision(self) -> str:
+        named = self.named_revision or "main"
+        parts = named.split("/")
+        ref = repo_cache(self.repo_id).joinpath("refs", *parts)
+        # A revision comes from the command line, so it is kept from naming a path elsewhere.
+        if all(part not in ("", ".", "..") for part in parts) and ref.is_file():
+            sha = ref.read_text(encoding="ascii", errors="replace").strip()
+            if COMMIT.fullmatch(sha):
+                return sha
+        raise OfflineError(
+            f"the cache holds no revision {named!r} of {self.repo_id}, and huggingface_hub is in offline mode",
+            hint="Unset HF_HUB_OFFLINE, or download the repo first. (No local path of that name exists either.)",
+        )
+
+    def _snapshot(self) -> Path:
+        return repo_cache(self.repo_id) / "snapshots" / self.revision / (self.subfolder or "")
+
+    def _cached(self, name: str) -> LocalBytes | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repo_id, self.path_in_repo(name), revision=self.revision)
+        if isinstance(found, str):
+            file = LocalBytes(Path(found))
+            if self._tree is None or name not in self._tree or self._tree[name].size == file.size:
+                return file
+            file.close()
+        if not self.client.offline:
+            return None
+        if found is not None and not isinstance(found, str):
+            raise NotFoundError(
+                f"{self.location} holds no {name}, as the cache knows", hint="Check the name for a typo."
+            )
+        raise OfflineError(
+            f"{self.location}/{name} is not in the cache, and huggingface_hub is in offline mode",
+            hint="Unset HF_HUB_OFFLINE, or download the repo first.",
+        )
+
+    def _entries(self) -> dict[str, HubFile]:
+        with self._lock:
+            if self._tree is None:
+                self._tree = self._read_tree(recursive=False)
+            return self._tree
+
+    def _all_below(self) -> dict[str, HubFile]:
+        with self._lock:
+            if not self._below:
+                self._below = self._read_tree(recursive=True)
+            return self._below
+
+    def _read_tree(self, *, recursive: bool) -> dict[str, HubFile]:
+        return read_tree(
+            self.client,
+            self.repo_id,
+            self.revision,
+            self.subfolder,
+            self.subject(self.subfolder),
+            recursive=recursive,
+        )

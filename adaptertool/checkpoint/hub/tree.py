@@ -1,0 +1,115 @@
+"""The files of a repo at one commit, as the Hub lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from adaptertool.checkpoint.hub.addresses import origin
+from adaptertool.errors import NetworkError, UnsupportedError
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.hub.client import HubClient
+    from adaptertool.checkpoint.hub.refusals import Subject
+
+MAX_PAGES = 50
+"""Pages of the tree that are read: the Hub puts 1,000 entries on one."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A commit's full id."""
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repo at one commit.
+
+    Attributes:
+        size: Length in bytes, of the content and not of a git-LFS pointer.
+        sha256: Of the content, for files in large file storage; None otherwise.
+        blob_id: For all other files git's SHA-1 of the content, on the Hub itself; other servers may name another hash
+            of the same length. None where it is not known.
+    """
+
+    size: int
+    sha256: str | None = None
+    blob_id: str | None = None
+
+    def is_content(self, data: bytes) -> bool | None:
+        """Whether the digest is that of `data`; None where no digest is known."""
+        if self.sha256 is not None:
+            return hashlib.sha256(data).hexdigest() == self.sha256
+        if self.blob_id is not None:
+            return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == self.blob_id
+        return None
+
+
+def read_tree(
+    client: HubClient, repo_id: str, commit: str, folder: str | None, subject: Subject, *, recursive: bool
+) -> dict[str, HubFile]:
+    """The files in a folder of a repo, by their names in that folder.
+
+    Args:
+        client: The connection to the Hub.
+        repo_id: The repo.
+        commit: The commit.
+        folder: The folder; None for the root.
+        subject: What messages say the requests are about.
+        recursive: Whether files in folders below are listed too.
+
+    Raises:
+        NotFoundError: no such folder or commit.
+        GatedError, UnauthorizedError, NetworkError: as it happens.
+    """
+    below = f"/{quote(folder, safe='')}" if folder else ""
+    query = "?recursive=true" if recursive else ""
+    url: str | None = f"{client.endpoint}/api/models/{repo_id}/tree/{commit}{below}{query}"
+    here = f"{folder}/" if folder else ""
+    tree: dict[str, HubFile] = {}
+    for _ in range(MAX_PAGES):
+        if url is None:
+            break
+        entries, url = client.json(url, subject)
+        if not isinstance(entries, list):
+            raise not_a_hub(client, f"its list of the files of {subject.name} is none")
+        for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+                raise not_a_hub(client, f"its list of the files of {subject.name} has an entry without a path")
+            path: str = entry["path"]
+            name = path.removeprefix(here)
+            if entry.get("type") != "file" or not path.startswith(here) or ("/" in name and not recursive):
+                continue
+            file = _file(entry)
+            if file is None:
+                raise not_a_hub(client, f"it gives {path} of {repo_id} no size")
+            tree[name] = file
+    if url is not None:
+        raise UnsupportedError(
+            f"{subject.name} holds more files than are listed: {MAX_PAGES} pages of them were read",
+            hint="Name the adapter's own folder with --subfolder.",
+        )
+    return tree
+
+
+def _file(entry: dict[str, Any]) -> HubFile | None:
+    size, lfs, blob_id = entry.get("size"), entry.get("lfs"), entry.get("oid")
+    if type(size) is not int or size < 0:
+        return None
+    sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
+    return HubFile(
+        size,
+        sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None,
+        blob_id if lfs is None and isinstance(blob_id, str) and COMMIT.fullmatch(blob_id) else None,
+    )
+
+
+def not_a_hub(client: HubClient, reason: str) -> NetworkError:
+    """An answer of the API in another form than the Hub's."""
+    return NetworkError(
+        f"{origin(client.endpoint)} does not answer as the Hub does: {reason}",
+        hint="Is that address a Hub (HF_ENDPOINT), and no proxy in between?",
+    )
