@@ -62,7 +62,8 @@ def test_inspect_costs_four_requests(hub: HubServer, capsys: pytest.CaptureFixtu
     code, document = run(capsys, "inspect", "org/large", "--verify", "none")
     assert code == 0
     assert document["size"]["file_bytes"] == weights.size
-    assert document["target"]["requests"] <= 6
+    assert document["target"]["requests"] <= 4
+    assert sum(entry.body_bytes for entry in hub.requests()) <= len(weights.head) + len(config) + 150_000
     assert document["target"]["bytes_read"] <= len(weights.head) + len(config) + 150_000
 
 

@@ -38,7 +38,9 @@ def folder(hub: HubServer, randlora: Path) -> HubFolder:
     """A repo that is read, with a token that may write."""
     hub.tokens.add(TOKEN)
     hub.add("org/name", {**files_of(randlora), "old.bin": b"old"})
-    return HubFolder("org/name", token=TOKEN)
+    opened = HubFolder("org/name", token=TOKEN)
+    assert opened.revision
+    return opened
 
 
 @pytest.fixture

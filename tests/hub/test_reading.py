@@ -117,7 +117,7 @@ def test_subfolders_do_not_mix(hub: HubServer) -> None:
     assert HubFolder("org/name", subfolder="/sub/").files() == ["b"]
     assert HubFolder("org/name", subfolder="sub/deeper").open("c").read(0, 1) == b"3"
     with pytest.raises(NotFoundError):
-        HubFolder("org/name").open("sub/b")
+        HubFolder("org/name").open("b")
     with pytest.raises(UsageError):
         HubFolder("org/name", subfolder="sub/../..")
 
@@ -188,12 +188,11 @@ def test_what_it_costs_to_open_a_thousand_tensors(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": CONFIG, WEIGHTS: weights})
     adapter = open_adapter(open_target("org/name"))
     assert len(adapter.weights.tensors) == 1000
-    # The commit, the tree, the config, and the header behind a redirect.
-    assert [entry.kind for entry in hub.requests()] == ["info", "tree", "resolve", "resolve", "storage"]
-    assert adapter.folder.requests == 5
+    # The config, whose answer names the commit, and the header behind a redirect.
+    assert [entry.kind for entry in hub.requests()] == ["resolve", "resolve", "storage"]
+    assert adapter.folder.requests == 3
     assert len(weights.head) < PREFETCH
     assert adapter.folder.bytes_read == content(hub.requests("resolve", "storage")) == len(CONFIG) + PREFETCH
-    assert sum(entry.body_bytes for entry in hub.requests("info", "tree")) < 2_000
 
 
 def test_a_header_longer_than_what_is_fetched_ahead(hub: HubServer) -> None:
@@ -201,7 +200,7 @@ def test_a_header_longer_than_what_is_fetched_ahead(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": CONFIG, WEIGHTS: weights})
     adapter = open_adapter(open_target("org/name"))
     assert len(adapter.weights.tensors) == 2500
-    assert adapter.folder.requests == 6
+    assert adapter.folder.requests == 4
     assert adapter.folder.bytes_read == content(hub.requests("resolve", "storage")) == len(CONFIG) + len(weights.head)
 
 
@@ -211,18 +210,18 @@ def test_what_it_costs_to_open_42_gigabytes(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": CONFIG, WEIGHTS: weights})
     adapter = open_adapter(open_target("org/name"))
     assert len(adapter.weights.tensors) == 745
-    assert adapter.folder.requests == 5
+    assert adapter.folder.requests == 3
     assert adapter.folder.bytes_read == len(CONFIG) + PREFETCH
     last = list(adapter.weights.tensors)[-1]
     assert bytes(next(adapter.weights.stream(last, 169_000_000, 4096))) == bytes(4096)
-    assert adapter.folder.requests == 6, "the storage host's address is kept"
+    assert adapter.folder.requests == 4, "the storage host's address is kept"
 
 
 def test_a_small_file_is_fetched_once(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": CONFIG})
     folder = HubFolder("org/name")
     read_config(folder)
-    assert [entry.kind for entry in hub.requests()] == ["info", "tree", "resolve"]
+    assert [entry.kind for entry in hub.requests()] == ["resolve"]
 
 
 def test_an_expired_address_is_asked_for_again(hub: HubServer) -> None:
@@ -232,7 +231,7 @@ def test_an_expired_address_is_asked_for_again(hub: HubServer) -> None:
     file.read(0, 8)
     hub.fail("storage", status=403, times=1)
     assert file.read(200_000, 8) == data[200_000:200_008]
-    assert [entry.kind for entry in hub.requests()][2:] == ["resolve", "storage", "storage", "resolve", "storage"]
+    assert [entry.kind for entry in hub.requests()] == ["resolve", "storage", "storage", "resolve", "storage"]
 
 
 def test_the_token_goes_to_the_endpoint_only(hub: HubServer, randlora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,12 +245,15 @@ def test_the_token_goes_to_the_endpoint_only(hub: HubServer, randlora: Path, mon
     assert {entry.authorization for entry in hub.requests("info", "tree", "resolve")} == {"Bearer hf_secret"}
 
 
-def test_a_next_page_elsewhere_is_not_asked_for(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_next_page_elsewhere_is_asked_for_at_the_endpoint(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.tokens.add("hf_secret")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.add("org/name", {"a": b"1"})
-    hub.fail("tree", headers={"Link": f'<{hub.storage}/steal>; rel="next"'})
-    assert HubFolder("org/name").files() == ["a"]
+    hub.page = 1
+    hub.add("org/name", {"a": b"1", "b": b"2"})
+    there = f"/api/models/org/name/tree/{hub.repos['org/name'].refs['main']}?cursor=1"
+    hub.fail("tree", times=1, headers={"Link": f'<{hub.storage}{there}>; rel="next"'})
+    assert HubFolder("org/name").files() == ["a", "b"]
     assert not hub.requests("storage")
 
 

@@ -45,12 +45,24 @@ def told(opened: Callable[[], object], kind: type[AdapterToolError], *words: str
 
 
 def test_a_repo_that_does_not_exist(hub: HubServer) -> None:
-    told(lambda: open_target("org/nmae"), NotFoundError, "org/nmae was not found", "private", "typo", "hf auth login")
+    told(
+        lambda: open_adapter(open_target("org/nmae")),
+        NotFoundError,
+        "org/nmae was not found",
+        "private",
+        "typo",
+        "hf auth login",
+    )
 
 
 def test_a_repo_that_does_not_exist_with_a_token(hub: HubServer) -> None:
     hub.tokens.add(TOKEN)
-    told(lambda: open_target("org/nmae", token=TOKEN), NotFoundError, "was not found", "this token may read it")
+    told(
+        lambda: open_adapter(open_target("org/nmae", token=TOKEN)),
+        NotFoundError,
+        "was not found",
+        "this token may read it",
+    )
 
 
 @pytest.mark.parametrize("name", ["a..b", "org/-name", "org/name.", "x" * 120])
@@ -62,8 +74,8 @@ def test_a_name_that_no_repo_can_have(hub: HubServer, name: str) -> None:
 def test_a_private_repo(hub: HubServer, randlora: Path) -> None:
     hub.tokens |= {TOKEN, "hf_of_another"}
     hub.add("org/name", files_of(randlora), access="private", readers={"hf_of_another"})
-    told(lambda: open_target("org/name"), NotFoundError, "private")
-    told(lambda: open_target("org/name", token=TOKEN), NotFoundError, "private")
+    told(lambda: open_adapter(open_target("org/name")), NotFoundError, "private")
+    told(lambda: open_adapter(open_target("org/name", token=TOKEN)), NotFoundError, "private")
     assert open_adapter(open_target("org/name", token="hf_of_another")).weights.tensors
 
 
@@ -77,7 +89,12 @@ def test_a_gated_repo(hub: HubServer, randlora: Path) -> None:
 
 def test_a_token_that_the_hub_does_not_know(hub: HubServer, randlora: Path) -> None:
     hub.add("org/name", files_of(randlora))
-    told(lambda: open_target("org/name", token=TOKEN), UnauthorizedError, "does not know the token", "--token")
+    told(
+        lambda: open_adapter(open_target("org/name", token=TOKEN)),
+        UnauthorizedError,
+        "does not know the token",
+        "--token",
+    )
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN} ", f"{TOKEN}é", f"{TOKEN}\0", f"{TOKEN}\r\nX-Evil: 1"])
@@ -88,14 +105,24 @@ def test_a_token_that_cannot_be_sent(hub: HubServer, token: str) -> None:
 
 def test_a_token_that_may_not_do_this(hub: HubServer) -> None:
     hub.tokens.add(TOKEN)
-    hub.add("org/name", {"a": b""})
-    hub.fail("info", status=403, headers={"X-Error-Message": f"{TOKEN} lacks a permission"})
-    told(lambda: open_target("org/name", token=TOKEN), UnauthorizedError, "refused", "*** lacks a permission")
+    hub.add("org/name", {"adapter_config.json": b"{}"})
+    hub.fail("resolve", status=403, headers={"X-Error-Message": f"{TOKEN} lacks a permission"})
+    told(
+        lambda: open_adapter(open_target("org/name", token=TOKEN)),
+        UnauthorizedError,
+        "refused",
+        "*** lacks a permission",
+    )
 
 
 def test_a_revision_that_does_not_exist(hub: HubServer) -> None:
     hub.add("org/name", {"a": b""})
-    told(lambda: open_target("org/name@v2"), NotFoundError, "org/name has no revision 'v2'", "/org/name/tree/main")
+    told(
+        lambda: open_adapter(open_target("org/name@v2")),
+        NotFoundError,
+        "org/name has no revision 'v2'",
+        "/org/name/tree/main",
+    )
     told(lambda: HubFolder("org/name", revision="0" * 40).files(), NotFoundError, f"no revision '{'0' * 40}'")
 
 
@@ -121,21 +148,21 @@ def test_pickled_weights(hub: HubServer) -> None:
 
 
 def test_too_many_requests(hub: HubServer) -> None:
-    hub.add("org/name", {"a": b""})
-    hub.fail("info", status=429)
-    told(lambda: open_target("org/name"), NetworkError, "limits the rate", "token")
+    hub.add("org/name", {"adapter_config.json": b"{}"})
+    hub.fail("resolve", status=429)
+    told(lambda: open_adapter(open_target("org/name")), NetworkError, "limits the rate", "token")
 
 
 def test_a_server_that_is_down(hub: HubServer) -> None:
-    hub.add("org/name", {"a": b""})
-    hub.fail("info", status=503, headers={"X-Error-Message": "maintenance\tuntil noon"})
-    told(lambda: open_target("org/name"), NetworkError, "503", "maintenance until noon")
+    hub.add("org/name", {"adapter_config.json": b"{}"})
+    hub.fail("resolve", status=503, headers={"X-Error-Message": "maintenance\tuntil noon"})
+    told(lambda: open_adapter(open_target("org/name")), NetworkError, "503", "maintenance until noon")
 
 
 def test_a_server_that_is_no_hub(hub: HubServer) -> None:
     hub.add("org/name", {"a": b""})
     hub.fail("info", body=b"<html>")
-    told(lambda: open_target("org/name"), NetworkError, "something else than JSON", "HF_ENDPOINT")
+    told(lambda: HubFolder("org/name").files(), NetworkError, "something else than JSON", "HF_ENDPOINT")
 
 
 @pytest.mark.usefixtures("offline")

@@ -63,6 +63,7 @@ class HubBytes:
         self._prefix_lock = threading.Lock()
         self._count_lock = threading.Lock()
         self._plan: ReadAhead | None = None
+        self._rangeless = False
         self._closed = False
         self.bytes_read = 0
         self._entry = entry if entry is not None else self._look()
@@ -98,7 +99,7 @@ class HubBytes:
             raise ValueError(f"{self._name} is closed")
         if start < 0 or length < 0 or start + length > self.size:
             raise CorruptError(f"{self._name} ends before byte {start + length}: it is truncated")
-        begun = self._begin(start, length)
+        begun = b"" if self._rangeless and start == 0 else self._begin(start, length)
         # What is at hand as a whole was checked as a whole.
         due = self._entry.sha256 if start == 0 and len(begun) < length == self.size else None
         whole = hashlib.sha256()
@@ -155,21 +156,27 @@ class HubBytes:
         Raises:
             NetworkError: it is another content, twice.
         """
-        if self._entry.is_content(data) is not False:
-            return data
-        self._direct = None
-        again = self._fetch(0, self.size)
-        if self._entry.is_content(again):
-            return again
-        # The Hub's own ETag of a small file is git's hash. That of a mirror may be any hash of 40 digits (Artifactory's is
-        # the content's plain SHA-1), so that two readings that agree count for more.
-        if self._entry.sha256 is None and again == data:
+        proven = self._entry.is_content(data)
+        if proven is False:
+            self._direct = None
+            again = self._fetch(0, self.size)
+            # The Hub's own ETag of a small file is git's hash. That of a mirror may be any hash of 40 digits (Artifactory's
+            # is the content's plain SHA-1): until one was seen to be git's, two readings that agree count for more.
+            if self._entry.sha256 is None and again == data and not self._folder.names_git_hashes:
+                return data
+            data, proven = again, self._entry.is_content(again)
+        if proven and self._entry.sha256 is None:
+            self._folder.names_git_hashes = True
+        if proven is not False:
             return data
         raise self._other_content()
 
     def _rest(self, start: int, length: int) -> Iterator[memoryview]:
         plan = self._plan
-        if plan is not None and plan.holds(start):
+        if self._rangeless and start == 0:
+            for chunk in self._arrivals(0, length, Patience(self._client.timeout)):
+                yield memoryview(chunk)
+        elif plan is not None and plan.holds(start):
             yield from plan.take(start, length)
         elif length <= FIRST_SEGMENT:
             yield memoryview(self._fetch(start, length))
@@ -179,11 +186,8 @@ class HubBytes:
 
     def _fetch(self, start: int, length: int, stop: threading.Event | None = None) -> bytes:
         """The range in memory; less of it where `stop` is set meanwhile."""
-        patience = Patience(self._client.timeout, stop)
         data = bytearray()
-        for chunk in self._arrivals(start, length, patience):
-            if len(data) // CHUNK < (len(data) + len(chunk)) // CHUNK:
-                patience.renew()
+        for chunk in self._arrivals(start, length, Patience(self._client.timeout, stop)):
             data += chunk
             if stop is not None and stop.is_set():
                 break
@@ -254,6 +258,8 @@ class HubBytes:
             try:
                 with self._ask(start + done, length - done, patience) as answer:
                     for chunk in self._body(answer, length - done, patience):
+                        if done // CHUNK < (done + len(chunk)) // CHUNK:
+                            patience.renew()
                         done += len(chunk)
                         yield chunk
             except TransientError as fault:  # noqa: PERF203 - a try of its own for each try
@@ -324,6 +330,7 @@ class HubBytes:
             return "it compresses what must arrive as it is"
         if headers.get("content-type", "").startswith("text/html") and not self._path.endswith((".html", ".htm")):
             return "it sends a web page where the file is due"
+        self._rangeless = self._rangeless or answer.status == 200
         if answer.status == 200:
             if start:
                 return "it ignores ranges, and sends files from their beginning only"

@@ -36,6 +36,7 @@ class HubFolder:
         named_revision: Branch, tag, commit or `refs/pr/N` as the user named it; None for the default branch.
         client: The connection to the Hub.
         known_commit: The commit, once it is known.
+        names_git_hashes: Whether a file's content was seen to have the git hash that the server names for it.
     """
 
     kind: Literal["local", "hub"] = "hub"
@@ -79,6 +80,7 @@ class HubFolder:
         self._tree: dict[str, HubFile] | None = None
         self._below: dict[str, HubFile] = {}
         self._lock = threading.RLock()
+        self.names_git_hashes = False
         self.known_commit: str | None = None
         if self.named_revision and COMMIT.fullmatch(self.named_revision):
             self.known_commit = self.named_revision

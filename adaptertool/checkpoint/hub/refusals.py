@@ -50,7 +50,7 @@ def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: st
         subject: What the request was about.
         token: The one that was sent with it.
     """
-    code = headers.get("x-error-code", "")
+    code = headers.get("x-error-code", "") if status < 500 and status not in (408, 429) else ""
     said = redacted(headers.get("x-error-message", ""), token)
     repo, revision, page = subject.repo_id, subject.revision or "main", f"{subject.endpoint}/{subject.repo_id}"
     # The order is huggingface_hub's, but for the bad token, which the Hub reports for repos of every kind.
