@@ -19,7 +19,7 @@ from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.errors import AdapterToolError, NotFoundError, OfflineError, UsageError
 
 if TYPE_CHECKING:
-    from adaptertool.checkpoint.hub import HubFolder
+    from adaptertool.checkpoint.hub.folder import HubFolder
 
 MARKS = (CONFIG_NAME, SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS)
 """Names of files that make a folder a checkpoint, a broken one where the others are missing."""
@@ -256,7 +256,8 @@ def _organisation(target: str, *, recursive: bool, alone: bool, token: str | Non
 
 def _adapters_of(author: str, token: str | None) -> Iterator[str]:
     """Names of the repos that the Hub tags as PEFT adapters; what `HfApi.list_models(author=, filter="peft")` asks."""
-    from adaptertool.checkpoint.hub_client import HubClient, Subject
+    from adaptertool.checkpoint.hub.client import HubClient
+    from adaptertool.checkpoint.hub.refusals import Subject
 
     client = HubClient(token)
     if client.offline:
@@ -293,7 +294,7 @@ class _Repo:
 
     def checkpoints(self, below: str) -> Iterator[Found]:
         """Each folder of the repo that holds a file of `MARKS`, pinned to one commit."""
-        from adaptertool.checkpoint.hub import HubFolder
+        from adaptertool.checkpoint.hub.folder import HubFolder
         from adaptertool.checkpoint.target import open_target
 
         try:
