@@ -13,7 +13,7 @@ from adaptertool.checkpoint.bytes import CHUNK
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.ahead import FIRST_SEGMENT, ReadAhead
 from adaptertool.checkpoint.hub.client import Answer, content_length
-from adaptertool.checkpoint.hub.patience import Patience, TransientError
+from adaptertool.checkpoint.hub.patience import STEP, Patience, TransientError
 from adaptertool.checkpoint.hub.tree import COMMIT, SHA256, HubFile
 from adaptertool.errors import CorruptError, NetworkError
 
@@ -258,7 +258,7 @@ class HubBytes:
             try:
                 with self._ask(start + done, length - done, patience) as answer:
                     for chunk in self._body(answer, length - done, patience):
-                        if done // CHUNK < (done + len(chunk)) // CHUNK:
+                        if done // STEP < (done + len(chunk)) // STEP:
                             patience.renew()
                         done += len(chunk)
                         yield chunk

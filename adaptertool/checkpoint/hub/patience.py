@@ -21,6 +21,9 @@ TIMEOUT = 60.0
 """Seconds that one step may take on the network, its retries and waits included. A step is one answer of the API, or
 one mebibyte of a file: a long transfer may take as long as it needs, as long as it gets on."""
 
+STEP = 1 << 20
+"""Bytes of a file after which the next step begins."""
+
 SILENCE = 10.0
 """Seconds without a single byte after which a connection counts as lost."""
 
