@@ -1,7 +1,7 @@
 """Are the stored projections what a known recipe draws? Compared bit for bit, one drawn basis in memory at a time.
 
-Bits are compared as integers, so that NaN and -0 count as they are. Each stored copy is streamed past the drawn one; memory
-does not grow with their number.
+Bits are compared as integers, so that NaN and -0 count as they are. The stored copies are streamed past the drawn one, some
+megabytes of each at a time; memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -101,52 +102,39 @@ class Verification:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Reference:
-    """The bits that a tensor should have; each range is made once, and kept to be compared with every copy."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[int, int], NDArray[Any]] = {}
+class _Reference(Protocol):
+    """The bits that a tensor should have."""
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
-        """Those of the elements from `start` to before `stop`, as unsigned integers.
-
-        Threads that ask for the same range at the same time may each make it.
-        """
-        if (start, stop) not in self._made:
-            self._made[start, stop] = self._make(start, stop)
-        return self._made[start, stop]
-
-    def _make(self, start: int, stop: int) -> NDArray[Any]:
-        raise NotImplementedError
+        """Those of the elements from `start` to before `stop`, as unsigned integers."""
 
 
-class _DrawnReference(_Reference):
+@dataclass(frozen=True)
+class _DrawnReference:
     """Bits that were drawn."""
 
-    def __init__(self, drawn: Drawn, casts: tuple[str, ...]) -> None:
-        super().__init__()
-        self.drawn, self.casts = drawn, casts
+    drawn: Drawn
+    casts: tuple[str, ...]
 
-    def _make(self, start: int, stop: int) -> NDArray[Any]:
+    def bits(self, start: int, stop: int) -> NDArray[Any]:
         return stored_bits(self.drawn, self.casts, start, stop)
 
 
-class _StoredReference(_Reference):
+@dataclass(frozen=True)
+class _StoredReference:
     """Bits that another tensor of the file has."""
 
-    def __init__(self, weights: Weights, tensor: str) -> None:
-        super().__init__()
-        self._weights, self._tensor = weights, tensor
-        self._type = _bit_type(weights.tensors[tensor].dtype)
+    weights: Weights
+    tensor: str
 
-    def _make(self, start: int, stop: int) -> NDArray[Any]:
-        size = np.dtype(self._type).itemsize
-        buffer = np.empty((stop - start) * size, dtype=np.uint8)
+    def bits(self, start: int, stop: int) -> NDArray[Any]:
+        kind = np.dtype(_bit_type(self.weights.tensors[self.tensor].dtype))
+        buffer = np.empty((stop - start) * kind.itemsize, dtype=np.uint8)
         at = 0
-        for piece in self._weights.stream(self._tensor, start * size, buffer.size):
+        for piece in self.weights.stream(self.tensor, start * kind.itemsize, buffer.size):
             buffer[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
             at += len(piece)
-        return buffer.view(self._type)
+        return buffer.view(kind)
 
 
 @dataclass(frozen=True)
@@ -156,6 +144,7 @@ class _Match:
     generation: Generation
     casts: tuple[str, ...]
     references: Mapping[str, _DrawnReference]
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -231,33 +220,54 @@ class Comparison:
         for start, stop in self.extents(tensor):
             yield from ((begin, min(begin + step, stop)) for begin in range(start, stop, step))
 
-    def first_difference(self, tensors: Iterable[str], reference: _Reference) -> Difference | None:
+    def first_difference(self, tensors: Sequence[str], reference: _Reference, digest: Any = None) -> Difference | None:
         """Compare stored tensors with the bits that they all should have.
 
+        All tensors are compared in one range before the next one is looked at, so that the bits due are in the processor's
+        cache, and in memory no longer than that.
+
         Args:
-            tensors: Their names.
+            tensors: Their names; all of one dtype and shape.
             reference: The bits due.
+            digest: A hashlib object that takes in the bits due, in order.
 
         Returns:
-            The first difference of the first tensor that differs; None where none does.
+            The first difference found; None where there is none.
         """
-        spans = [(tensor, start, stop) for tensor in tensors for start, stop in self.spans(tensor)]
+        spans = list(self.spans(tensors[0])) if tensors else []
+        for difference, due in self._compared(tensors, reference, spans):
+            if difference is not None:
+                return difference
+            if digest is not None:
+                digest.update(due.view(np.uint8).data)
+        return None
+
+    def _compared(
+        self, tensors: Sequence[str], reference: _Reference, spans: list[tuple[int, int]]
+    ) -> Iterator[tuple[Difference | None, NDArray[Any]]]:
+        """The outcome for each span, in order, and the bits due in it."""
+
+        def compare(span: tuple[int, int]) -> tuple[Difference | None, NDArray[Any]]:
+            due = reference.bits(*span)
+            differences = (self._difference(tensor, span[0], due) for tensor in tensors)
+            return next((one for one in differences if one is not None), None), due
+
         if self.remote or THREADS == 1 or len(spans) == 1:
-            for span in spans:
-                difference = self._difference(reference, *span)
-                if difference is not None:
-                    return difference
-            return None
+            yield from map(compare, spans)
+            return
         pool = ThreadPoolExecutor(THREADS)
+        waiting: deque[Future[tuple[Difference | None, NDArray[Any]]]] = deque()
         try:
-            compared = [pool.submit(self._difference, reference, *span) for span in spans]
-            # In order, so that the first one is found in each run.
-            return next((found for each in compared if (found := each.result()) is not None), None)
+            for span in spans:
+                waiting.append(pool.submit(compare, span))
+                if len(waiting) > THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _difference(self, reference: _Reference, tensor: str, start: int, stop: int) -> Difference | None:
-        due = reference.bits(start, stop)
+    def _difference(self, tensor: str, start: int, due: NDArray[Any]) -> Difference | None:
         due_bytes = due.view(np.uint8)
         at = 0
         for piece in self._pieces(tensor, start * due.itemsize, due_bytes.size):
@@ -336,29 +346,16 @@ def verify(
             return Verification(level, "copies-differ", reason=difference)
         return Verification(level, "not-regenerable", reason=f"no known recipe draws them; {nearest}")
     recipe = recipe_for(basis, match.generation, match.casts)
-    with ThreadPoolExecutor(1) as hashing:
-        digests = hashing.submit(_digests, comparison, stored, match)
-        difference = differing_copy(comparison, stored, match.references)
+    difference = differing_copy(comparison, stored, match.references)
     if difference is not None:
         return Verification(level, "copies-differ", recipe, reason=difference)
     drawn = [reference.drawn for reference in match.references.values()]
     cast = any(kind not in basis.fixed for kind in basis.shapes) and match.generation.dtype in FLOATS
     loads_with = (*conditions(recipe, load_dtypes(drawn, match.casts) if cast else None), *basis.requires)
     if draws(loader, recipe.generation):
-        return Verification(level, "regenerable", recipe, loads_with, digests=digests.result())
+        return Verification(level, "regenerable", recipe, loads_with, digests=match.digests)
     reason = why_not(loader, recipe.generation)
-    return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, digests.result())
-
-
-def _digests(comparison: Comparison, stored: Sequence[Stored], match: _Match) -> dict[str, str]:
-    """SHA-256 of the canonical tensors, of which every byte was compared with what was drawn; none of a sample."""
-    digests = {}
-    for one in stored if comparison.level == "full" else ():
-        digest = hashlib.sha256()
-        for start, stop in comparison.spans(one.canonical):
-            digest.update(match.references[one.kind].bits(start, stop).view(np.uint8).data)
-        digests[one.kind] = digest.hexdigest()
-    return digests
+    return Verification(level, "regenerable-elsewhere", recipe, loads_with, reason, match.digests)
 
 
 def differing_copy(
@@ -403,28 +400,31 @@ def _identify(
         drawing = basis.draw_with_torch(generation.dtype) if own else basis.draw(generation)
         chains = basis.chains(generation, cast[0] if cast else generation.dtype)
         references: dict[str, _DrawnReference] = {}
+        digests: dict[str, str] = {}
         for position, (kind, projection) in enumerate(drawing):
             fitting = []
             for casts in chains:
                 reference = _DrawnReference(projection, casts)
-                miss = comparison.first_difference([canonical[kind]], reference)
+                digest = hashlib.sha256() if comparison.level == "full" else None
+                miss = comparison.first_difference([canonical[kind]], reference, digest)
                 if miss is not None:
                     # The farther a drawing gets before it differs, and the less it differs then, the nearer it is.
                     if nearest is None or (-position, miss.among) < nearest[:2]:
                         nearest = -position, miss.among, miss
                     continue
                 fitting.append(casts)
-                references.setdefault(kind, reference)
+                if kind not in references:
+                    references[kind] = reference
+                    digests.update({kind: digest.hexdigest()} if digest else {})
                 if position == len(basis.shapes) - 1:
                     break
             chains = fitting
             if not chains:
                 break
         if chains:
-            # Each kind's reference was cast by the first chain that fitted it; the last kind has the final say.
+            # Each kind's digest is of the first chain that fitted it, which gives the bits of the others that fit.
             final = {kind: _DrawnReference(one.drawn, chains[0]) for kind, one in references.items()}
-            final.update({kind: one for kind, one in references.items() if one.casts == chains[0]})
-            return _Match(generation, chains[0], final), None
+            return _Match(generation, chains[0], final, digests), None
     return None, nearest[2] if nearest else None
 
 
