@@ -37,7 +37,7 @@ class HubBytes:
     of the whole file is checked against its digest as well, where the Hub names one.
     """
 
-    def __init__(self, folder: HubFolder, name: str, entry: HubFile | None) -> None:
+    def __init__(self, folder: HubFolder, name: str, entry: HubFile | None, ahead: int | None = None) -> None:
         """Take the file as the repo's tree describes it, or ask for its beginning and take it as the answer describes it.
 
         The Hub names size and digest in the headers of its answer, before any redirect, and the commit too. So one
@@ -47,12 +47,14 @@ class HubBytes:
             folder: Where it is.
             name: In that folder.
             entry: What the tree says of it; None where the tree was not read.
+            ahead: How many bytes the first read fetches; `PREFETCH` by default.
 
         Raises:
             NotFoundError: there is none, as far as the Hub's answer goes.
             GatedError, UnauthorizedError, NetworkError: as it happens.
         """
         self._folder = folder
+        self._first = max(1, PREFETCH if ahead is None else ahead)
         self._client = folder.client
         self._path = folder.path_in_repo(name)
         self._subject = folder.subject(self._path)
@@ -86,7 +88,7 @@ class HubBytes:
     def read(self, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`; see `Bytes.read`.
 
-        The first read at the beginning fetches up to `PREFETCH` bytes, and later ones are served from them.
+        The first read at the beginning fetches further bytes ahead, and later ones are served from them.
         """
         return b"".join(bytes(piece) for piece in self.stream(start, length))
 
@@ -142,10 +144,10 @@ class HubBytes:
 
     def _begin(self, start: int, length: int) -> bytes:
         """What of that range is there already, having fetched the beginning if nothing was read so far."""
-        small = self._entry.sha256 is None and start == 0 and PREFETCH < length == self.size <= SMALL
+        small = self._entry.sha256 is None and start == 0 and self._first < length == self.size <= SMALL
         with self._prefix_lock:
             if (small and len(self._prefix) < length) or (start == 0 and length and not self._prefix):
-                upto = length if small else min(PREFETCH, self.size)
+                upto = length if small else min(self._first, self.size)
                 data = self._fetch(0, upto)
                 self._prefix = self._proven(data) if upto == self.size else data
             return self._prefix[start : start + length]
@@ -196,7 +198,7 @@ class HubBytes:
     def _look(self) -> HubFile:
         """Read the file's beginning, and take from the answer's headers what the file is."""
         patience = Patience(self._client.timeout)
-        headers = {"range": f"bytes=0-{PREFETCH - 1}"}
+        headers = {"range": f"bytes=0-{self._first - 1}"}
         while True:
             pinned = self._folder.known_commit
             url = self._folder.address_of(self._path, pinned)
@@ -214,8 +216,8 @@ class HubBytes:
                         return self._folder.listed(self._path)
                     data = b""
                     if entry.size:
-                        self._check(self._contradiction(answer, 0, min(PREFETCH, entry.size), entry, commit), answer)
-                        data = b"".join(self._body(answer, min(PREFETCH, entry.size), patience))
+                        self._check(self._contradiction(answer, 0, min(self._first, entry.size), entry, commit), answer)
+                        data = b"".join(self._body(answer, min(self._first, entry.size), patience))
                 break
             except TransientError as fault:
                 patience.spend(fault)

@@ -178,8 +178,12 @@ class HubFolder:
         self._below = self._read_tree(recursive=True)
         return sorted(self._below)
 
-    def open(self, name: str) -> Bytes:
+    def open(self, name: str, *, ahead: int | None = None) -> Bytes:
         """The file of that name: from the cache if it holds the file of this commit, else read in ranges.
+
+        Args:
+            name: The file.
+            ahead: How many bytes the first read at its beginning fetches; `PREFETCH` by default.
 
         Raises:
             NotFoundError: this folder holds none of that name.
@@ -188,7 +192,7 @@ class HubFolder:
         """
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise NotFoundError(f"{self.location} holds no {name!r}", hint="That is no name of a file.")
-        file = (self._cached(name) if self.known_commit is not None else None) or self._remote(name)
+        file = (self._cached(name) if self.known_commit is not None else None) or self._remote(name, ahead)
         self._opened.append(file)
         return file
 
@@ -231,17 +235,17 @@ class HubFolder:
             raise not_a_hub(self.client, f"it names no commit for {self.repo_id}")
         return sha
 
-    def _remote(self, name: str) -> HubBytes:
+    def _remote(self, name: str, ahead: int | None) -> HubBytes:
         if self._tree is None and name not in self._below:
             try:
                 # The first file that is read resolves the revision for all others.
                 with self._lock if self.known_commit is None else nullcontext():
-                    return HubBytes(self, name, None)
+                    return HubBytes(self, name, None, ahead)
             except NotFoundError:
                 # The repo, the revision, the folder, or the file? The API says which, and whether it agrees: one answer
                 # may be wrong.
                 self.pin(None)
-        return HubBytes(self, name, self.listed(self.path_in_repo(name)))
+        return HubBytes(self, name, self.listed(self.path_in_repo(name)), ahead)
 
     def _cached_revision(self) -> str:
         named = self.named_revision or "main"
