@@ -13,9 +13,9 @@ import typer
 from adaptertool import __version__
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.cli import check_merge, explain, inspect, restore, slim
+from adaptertool.cli.interrupt import INTERRUPTED, InterruptedWorkError
 from adaptertool.cli.output import print_error
 from adaptertool.cli.parameters import spare_validators
-from adaptertool.cli.running import INTERRUPTED, InterruptedWorkError
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
 
 # Any error that the parser raises about its arguments; typer has moved the class between releases, its subclass stays put.

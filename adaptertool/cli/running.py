@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import typer
 
+from adaptertool.cli.interrupt import InterruptedWorkError
 from adaptertool.cli.output import print_error, print_json, print_json_line, print_pipeline, print_text
 from adaptertool.cli.progress import ManyBar, ProgressBar
 from adaptertool.errors import AdapterToolError, NotFoundError, UnsupportedError, UsageError
@@ -38,15 +39,8 @@ R = TypeVar("R", bound="AnyResult")
 
 PIPELINE_FORMATS = ("github", "sarif", "junit")
 
-INTERRUPTED = 130
-"""The exit code that shells expect after Ctrl-C."""
-
 LOOKED_AT = 1000
 """Checkpoints below a folder that are counted for a hint."""
-
-
-class InterruptedWorkError(Exception):
-    """Ctrl-C ended work on many targets, and what was done has been reported."""
 
 
 class Job(Protocol[R]):

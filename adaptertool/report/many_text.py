@@ -95,6 +95,8 @@ def _rewrites(lines: Sequence[RewriteLine]) -> list[RenderableType]:
     for line in shown:
         changed = line.bytes_after != line.bytes_before
         done, planned, style = ACTIONS[line.action]
+        if changed and line.action == "nothing-to-do":
+            done = planned = "done before"
         rows.append(
             (
                 Text(
