@@ -128,7 +128,8 @@ class _Walk:
         self._seen: set[tuple[int, int]] = set()
         self._given: set[str] = set()
         self._links: list[Path] = []
-        self._empty: list[Path] = []
+        self._roots: list[Path] = []
+        self._linked: list[Path] = []
 
     def new(self, found: Iterable[Found]) -> Iterator[Found]:
         """Those that were not given yet."""
@@ -140,24 +141,27 @@ class _Walk:
 
     def tree(self, root: Path, top: Path | None) -> Iterator[Found]:
         """The checkpoints of real folders in a tree, each before those below it."""
-        any_found = False
+        self._roots.append(root)
         for folder in self._folders(root):
-            any_found = True
             yield from self.new([Found(str(folder), _place(folder, top))])
-        if not any_found:
-            self._empty.append(root)
 
     def links(self, top: Path | None) -> Iterator[Found]:
         """The checkpoints that only symlinks lead to; then a problem for each tree that held none."""
         while self._links:
             link = self._links.pop(0)
             for folder in self._folders(link):
-                self._empty = [root for root in self._empty if root not in folder.parents]
+                self._linked.append(folder)
                 yield from self.new([Found(str(folder), _place(folder, top), linked=True)])
-        for root in self._empty:
+        for root in self._roots:
+            if any(root in folder.parents for folder in self._linked) or self._given_below(root):
+                continue
             message = f"{root} holds no PEFT adapter, in no folder below it"
             hint = f"An adapter is a folder with {CONFIG_NAME}; hidden folders are not looked into."
             yield Found(str(root), _place(root, top), problem=NotFoundError(message, hint=hint))
+
+    def _given_below(self, root: Path) -> bool:
+        path = Path(os.path.realpath(root))
+        return any(path == Path(given) or path in Path(given).parents for given in self._given)
 
     def _folders(self, root: Path) -> Iterator[Path]:
         """Folders that are checkpoints, or can't be listed."""

@@ -94,6 +94,11 @@ class Repo:
     ignored: set[str] = field(default_factory=set)
     pulls: list[Pull] = field(default_factory=list)
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the Hub tags it as a PEFT adapter: its main branch holds an adapter's config."""
+        return any(path.rpartition("/")[2] == "adapter_config.json" for path in self.commits[self.refs["main"]])
+
     def commit(self, files: Mapping[str, Content | bytes], branch: str = "main") -> str:
         """Make these files all that the branch holds."""
         held = {path: Plain(file) if isinstance(file, bytes) else file for path, file in files.items()}
@@ -133,7 +138,7 @@ class Fault:
     """What goes wrong with answers of one kind.
 
     Attributes:
-        kind: `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify` or `commit`.
+        kind: `models`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify` or `commit`.
         times: How many answers are spoilt before all is well again.
         skip: How many go well before.
         status: This status instead of an answer.
@@ -401,7 +406,9 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
             query = parse_qs(urlsplit(self.path).query)
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            if path == "/api/models":
+                self.models(query)
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
                 self.info(match.group(1), unquote(match.group(2) or "main"))
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/([^/]+))?", path):
                 self.tree(match.group(1), unquote(match.group(2)), unquote(match.group(3) or ""), query)
@@ -458,6 +465,25 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if sha is None:
                 self.refuse(kind, 404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return sha
+
+        def models(self, query: Mapping[str, list[str]]) -> None:
+            """The list of an author's repos with the tag that is asked for; adapters are told by their config."""
+            author = query["author"][0]
+            names = [
+                name
+                for name, repo in sorted(hub.repos.items())
+                if name.startswith(f"{author}/")
+                and (repo.access != "private" or self.token() in repo.readers)
+                and (query.get("filter") != ["peft"] or repo.is_adapter)
+            ]
+            begin = int(query.get("cursor", ["0"])[0])
+            page = names[begin : begin + hub.page]
+            headers = {}
+            if begin + hub.page < len(names):
+                there = f"{hub.endpoint}/api/models?filter=peft&author={author}&cursor={begin + hub.page}"
+                headers["Link"] = f'<{there}>; rel="next"'
+            document = [{"_id": "1", "id": name, "modelId": name, "tags": ["peft"]} for name in page]
+            self.answer("models", 200, json.dumps(document).encode(), headers)
 
         def info(self, repo_id: str, revision: str) -> None:
             repo = self.repo("info", repo_id, content=False)
