@@ -44,6 +44,7 @@ class _CheckMerge:
     dtype: str | None
     threshold: float
     all_layers: bool
+    all_biases: bool
     name: str = "check-merge"
 
     def check(self) -> None:
@@ -64,6 +65,7 @@ class _CheckMerge:
             token=selection.token,
             base_revision=self.base_revision,
             threshold=self.threshold,
+            all_biases=self.all_biases,
         )
 
     def exit_code(self, result: MergeReport) -> int:
@@ -109,6 +111,13 @@ def command(
     all_layers: Annotated[
         bool, typer.Option("--all", help="Show every layer, not one line for those that are alike.")
     ] = False,
+    all_biases: Annotated[
+        bool,
+        typer.Option(
+            "--all-biases",
+            help="Read every bias of a base on the Hub, a request each; by default only if there are no more than 64.",
+        ),
+    ] = False,
     format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002
     recursive: Recursive = False,
     jobs: Jobs = None,
@@ -120,5 +129,6 @@ def command(
     from adaptertool.cli.running import Selection, carry_out
     from adaptertool.operations.check_merge import DEFAULT_THRESHOLD
 
-    job = _CheckMerge(base, base_revision, dtype, DEFAULT_THRESHOLD if threshold is None else threshold, all_layers)
+    share = DEFAULT_THRESHOLD if threshold is None else threshold
+    job = _CheckMerge(base, base_revision, dtype, share, all_layers, all_biases)
     carry_out(job, Selection(adapters, recursive, jobs, revision, subfolder, token), format.value)

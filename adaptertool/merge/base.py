@@ -10,7 +10,7 @@ from adaptertool.checkpoint.header import Header, TensorInfo, read_header
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.bytes import Bytes
     from adaptertool.checkpoint.folder import Folder
@@ -84,8 +84,8 @@ class Base:
             )
         return header.tensors[name]
 
-    def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of these tensors, read in parallel; tensors that lie close together are read as one range."""
+    def ranges(self, names: Iterable[str]) -> list[list[str]]:
+        """These tensors, those together that are read as one range because they lie close to each other."""
         wanted = list(dict.fromkeys(names))
         self.load_headers(wanted)
         ranges: list[list[str]] = []
@@ -97,6 +97,14 @@ class Base:
             else:
                 ranges.append([name])
             end, last = info.start + info.nbytes, self.files[name]
+        return ranges
+
+    def read(self, ranges: Sequence[list[str]]) -> dict[str, bytes]:
+        """The bytes of tensors, read in parallel.
+
+        Args:
+            ranges: As `ranges` gives them.
+        """
         if not ranges:
             return {}
         found: dict[str, bytes] = {}

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 REMOTE_SCAN_BYTES = 64 << 20
 """How much of what is added to weights is looked through for NaN and infinity, over the network."""
 
+REMOTE_BIASES = 64
+"""How many biases of a base are read over a network, a request each, unless all of them are asked for."""
+
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 
 
@@ -37,6 +40,7 @@ class Trial:
         dtype: The dtype in which the base is loaded; None for that of each stored bias.
         threshold: The `rounding_loss` above which a layer is lossy.
         tied: Whether input and output embeddings are one tensor.
+        all_biases: Whether all biases of the base are read over a network, however many.
 
     Attributes:
         dtypes: The dtypes in which biases were added.
@@ -45,7 +49,15 @@ class Trial:
     """
 
     def __init__(
-        self, adapter: Adapter, base: Base, rule: MergeRule, dtype: str | None, threshold: float, *, tied: bool
+        self,
+        adapter: Adapter,
+        base: Base,
+        rule: MergeRule,
+        dtype: str | None,
+        threshold: float,
+        *,
+        tied: bool,
+        all_biases: bool = False,
     ) -> None:
         self.adapter = adapter
         self.base = base
@@ -53,6 +65,7 @@ class Trial:
         self.dtype = dtype
         self.threshold = threshold
         self.tied = tied
+        self.all_biases = all_biases
         self.dtypes: set[str] = set()
         self.changes = False
         self.not_examined: list[str] = []
@@ -79,22 +92,30 @@ class Trial:
             for _, layer, update in checked
             if layer.status == "ok" and update is not None and layer.bias_stored
         ]
-        # Over a network each bias costs a request, for they lie between gigabytes of weights. The answer is "no" already.
-        self._biases_unread = self.base.folder.kind == "hub" and any(
-            layer.status == "blocked" for _, layer, _ in checked
-        )
-        biases = {} if self._biases_unread else self.base.read(wanted)
-        if self._biases_unread and wanted:
-            self.not_examined.append(
-                f"The values of {plural(len(wanted), 'bias', 'biases')} of the base: the merge fails whatever they are, and "
-                "each would be a request."
-            )
+        biases = self._read_biases(wanted, blocked=any(layer.status == "blocked" for _, layer, _ in checked))
         small = sum(tensor.nbytes for tensor in self.adapter.weights.tensors.values()) <= self._budget
         if self.adapter.folder.kind == "hub" and small and any(layer.status == "ok" for _, layer, _ in checked):
             self.adapter.weights.hold()
         results = tuple(self._try(adapted, layer, update, biases) for adapted, layer, update in checked)
         self._sum_up(checked)
         return results
+
+    def _read_biases(self, names: Sequence[str], *, blocked: bool) -> dict[str, bytes]:
+        """The base's biases: on disk always, over a network where the answer depends on them and they are not too many.
+
+        They lie between gigabytes of weights, so that each costs a request.
+        """
+        ranges = self.base.ranges(names) if self.base.folder.kind == "local" or not blocked else []
+        if self.base.folder.kind == "local" or (ranges and (self.all_biases or len(ranges) <= REMOTE_BIASES)):
+            return self.base.read(ranges)
+        self._biases_unread = bool(names)
+        if names:
+            many = f"over a network {REMOTE_BIASES} are read. With --all-biases all of them are"
+            why = "the merge fails whatever they are" if blocked else many
+            self.not_examined.append(
+                f"The values of {plural(len(names), 'bias', 'biases')} of the base, and what rounding takes there: {why}."
+            )
+        return {}
 
     def _sum_up(self, checked: Sequence[tuple[AdaptedLayer, Layer, BiasUpdate | None]]) -> None:
         into_weights = [

@@ -110,6 +110,7 @@ def check_merge(
     base_revision: str | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     ask_model: bool = True,
+    all_biases: bool = False,
 ) -> MergeReport:
     """Find out, layer by layer, what PEFT's `merge_and_unload(safe_merge=True)` would do. Nothing is loaded or changed.
 
@@ -125,6 +126,8 @@ def check_merge(
         threshold: The `rounding_loss` above which a layer counts as lossy.
         ask_model: Whether the model may be built on the meta device where headers and config can't decide. That needs
             transformers and takes seconds.
+        all_biases: Whether the biases of a base on the Hub are read however many they are, a request each. By default they
+            are if there are no more than 64, and are not looked at if there are more (`MergeReport.not_examined`).
 
     Raises:
         UsageError: no base is named, or the dtype or threshold makes no sense.
@@ -166,7 +169,15 @@ def check_merge(
             (one, known.get(one.module) or _ask(opened, layers, one, rule, live.layers.get(one.module)))
             for one in attached.layers
         ]
-    trial = Trial(opened, base_model, rule, dtype or load_dtype(base_model.config), threshold, tied=bool(code.tied))
+    trial = Trial(
+        opened,
+        base_model,
+        rule,
+        dtype or load_dtype(base_model.config),
+        threshold,
+        tied=bool(code.tied),
+        all_biases=all_biases,
+    )
     results = trial.run(pairs)
     missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
     checked = _with_open_questions(opened, rule, attached, results)
