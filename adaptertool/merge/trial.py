@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapted import AdaptedLayer
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
@@ -71,6 +72,7 @@ class Trial:
         self.not_examined: list[str] = []
         self._hazard = rule.hazard(adapter.config.fields)
         self._shared: str | None = None
+        self._embedding_adapted = False
         self._biases_unread = False
         self._unscanned = 0
         self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
@@ -78,6 +80,7 @@ class Trial:
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
         found = [(adapted, layer, self._update()) for adapted, layer in pairs]
+        self._embedding_adapted = any(layer.module.rpartition(".")[2] in _EMBEDDINGS for _, layer in pairs)
         going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
         self.base.load_headers(
             name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
@@ -157,9 +160,18 @@ class Trial:
             yield f"{layer.stored}.bias"
         elif update is not None and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
+        if self.rule.whole_module is not None and layer.stored is not None:
+            yield from (
+                name for name in self._replaced(adapted, layer, self.rule.whole_module) if name in self.base.files
+            )
         sized = self._sized(layer) or self._other_dims(adapted, layer) is not None
         if sized and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
+
+    def _replaced(self, adapted: AdaptedLayer, layer: Layer, prefix: str) -> dict[str, TensorInfo]:
+        """The base's tensors that the adapter's take the place of."""
+        found = {name: tensor for name, tensor in adapted.tensors.items() if name.startswith(f"{prefix}.")}
+        return {f"{layer.stored}.{name[len(prefix) + 1 :]}": tensor for name, tensor in found.items()}
 
     def _sized(self, layer: Layer) -> bool:
         """Whether the layer's weight is a matrix of which the adapter's tensors tell whether they are for it."""
@@ -185,6 +197,15 @@ class Trial:
                     code="ADP203",
                     reason=f"the adapter's {update.tensor} has shape {list(tensor.shape)}, and the base layer's out_features "
                     f"is {out_features}",
+                )
+        for name, module in self._replaced(adapted, layer, self.rule.whole_module or "").items():
+            if name in self.base.files and self.base.tensor(name).shape != module.shape:
+                return replace(
+                    layer,
+                    status="blocked",
+                    code="ADP203",
+                    reason=f"the adapter's module has shape {list(module.shape)}, and the base's "
+                    f"{list(self.base.tensor(name).shape)}",
                 )
         if self.rule.fits is not None and self._sized(layer) and weight is not None and len(weight.shape) == 2:
             out, into = weight.shape if layer.layer_type == "linear" else weight.shape[::-1]
@@ -332,7 +353,11 @@ class Trial:
                 "the base multiplies its embeddings by a factor, which this method leaves out of its update as long as it is "
                 "not merged"
             )
-        if self.rule.tied or not self.tied or (update is not None and len(adapted.tensors) == 1):
+        if (
+            (self.rule.tied and self._embedding_adapted)
+            or not self.tied
+            or (update is not None and len(adapted.tensors) == 1)
+        ):
             return None
         if leaf == "lm_head" or leaf in _EMBEDDINGS:
             return (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, whole
+from adaptertool.methods.merging import MergeRule, Sized
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -99,5 +100,6 @@ FROD = PlainMethod(
     "FROD",
     "frod_",
     projections=FrodProjections(),
+    merge=MergeRule(fits=Sized(into=("frod_lambda_l", (0,)))),
     of_the_base=(OfTheBase(r"base_model\.frod_V\..*", "A basis for each category of layers", DECOMPOSITION),),
 )

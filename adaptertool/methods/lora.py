@@ -83,6 +83,8 @@ def _misfit(config: Mapping[str, Any], module: str, tensors: Mapping[str, Tensor
     """PEFT makes the factors of the rank that the config says, and a file of another rank raises at loading."""
     if _has_bias(config) and "lora_embedding_A" in tensors:
         return "the adapter's config asks for lora_bias, which PEFT refuses for embeddings"
+    if config.get("use_bdlora"):
+        return None
     rank = _rank(config, module)
     # An adapter of parameters (target_parameters) has as many ranks side by side as there are experts.
     several = bool(config.get("target_parameters"))

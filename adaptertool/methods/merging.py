@@ -98,13 +98,13 @@ class MergeRule:
     Attributes:
         bias: The bias that it adds, if any.
         linear_only: Whether it attaches to `nn.Linear` and to nothing else.
-        whole_module: Whether the adapter holds a module of its own, of whatever kind, that takes the base's place.
+        whole_module: What stands before the names of tensors that take the place of a base module's own, of whatever kind.
         looks: Whether `safe_merge=True` makes it look for NaN and infinity.
         never: Why it has no merge; from the config, None where it has one.
         hazard: Why a merge that raises nothing gives something else than the adapter; None where it does not.
         fits: Whether a layer's tensors, by their name in the module, are for a layer of these out_features and in_features
             under this config; None where they do not tell.
-        tied: Whether it merges rightly into an embedding that is one tensor with the output layer.
+        tied: Whether it merges rightly where an embedding that it adapts is one tensor with the output layer.
         scaled: Whether it merges rightly into an embedding that the model multiplies by a factor.
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
             RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
@@ -120,7 +120,7 @@ class MergeRule:
 
     bias: BiasUpdate | None = None
     linear_only: bool = False
-    whole_module: bool = False
+    whole_module: str | None = None
     looks: bool = True
     never: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None

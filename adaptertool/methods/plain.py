@@ -157,19 +157,17 @@ PLAIN_METHODS = (
         "HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A"))
     ),
     PlainMethod("HRA", "hra_", "r", merge=MergeRule(fits=Sized(into=("hra_u", (0,))))),
-    PlainMethod("IA3", "ia3_"),
-    PlainMethod("LN_TUNING", "ln_tuning_", merge=MergeRule(whole_module=True, looks=False)),
+    PlainMethod(
+        "LN_TUNING",
+        "ln_tuning_",
+        merge=MergeRule(whole_module="ln_tuning_layers", looks=False, any_saved_module=True),
+    ),
     PlainMethod("LOHA", "hada_", "r", merge=MergeRule(fits=low_rank("hada_w1_a", "hada_w1_b"))),
-    PlainMethod("LOKR", "lokr_", "r"),
-    PlainMethod("MISS", "miss_", "r"),
-    PlainMethod("OFT", "oft_", "r"),
     PlainMethod("OSF", "osf_", merge=MergeRule(fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"))),
     PlainMethod("PEANUT", "peanut_", "r", merge=MergeRule(fits=Sized(out=("peanut_B.weight", (0,))))),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
     PlainMethod("PSOFT", "psoft_", "r"),
-    PlainMethod("ROAD", "road_"),
     PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
-    PlainMethod("VBLORA", "vblora_", "r"),
     PlainMethod("WAVEFT", "waveft_"),
 )
 """Those that have nothing else to be said of; the others have a file each."""

@@ -318,7 +318,7 @@ def _ask(
     if rule.bias is not None and rule.bias.wanted(fields):
         layer = layers.needs_bias(adapted.module, linear_only=rule.linear_only, live=live)
     else:
-        layer = layers.needs_weight(adapted.module, live=live, any_kind=rule.whole_module)
+        layer = layers.needs_weight(adapted.module, live=live, any_kind=rule.whole_module is not None)
     misfit = rule.misfit(fields, adapted.module, adapted.tensors)
     return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
 

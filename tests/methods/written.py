@@ -111,8 +111,10 @@ def peft_types() -> list[str]:
     return sorted(getattr(one, "value", one) for one in PEFT_TYPE_TO_CONFIG_MAPPING)
 
 
-def base(family: str, dtype: torch.dtype = torch.float32, *, tied: bool | None = None) -> PreTrainedModel:
-    """A tiny random base model, always the same one."""
+def base(
+    family: str, dtype: torch.dtype = torch.float32, *, tied: bool | None = None, wide: bool = False
+) -> PreTrainedModel:
+    """A tiny random base model, always the same one; of those like Llama a wide one too."""
     torch.manual_seed(0)
     common: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if tied is not None:
@@ -124,8 +126,8 @@ def base(family: str, dtype: torch.dtype = torch.float32, *, tied: bool | None =
             common |= {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
         model = model_class(
             config_class(
-                hidden_size=16,
-                intermediate_size=24,
+                hidden_size=32 if wide else 16,
+                intermediate_size=48 if wide else 24,
                 num_hidden_layers=2,
                 num_attention_heads=2,
                 num_key_value_heads=1,

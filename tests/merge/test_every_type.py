@@ -1,0 +1,302 @@
+"""Every PEFT type on every tiny base: check-merge's verdict is what `merge_and_unload(safe_merge=True)` does.
+
+What it does is one of three: it raises, it gives a model that computes what the adapter computes, or it gives one that
+computes something else and says nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import ArrowConfig, LoraConfig, PeftModel, create_arrow_model, get_peft_model, initialize_lora_eva_weights
+from peft.tuners.lora.config import BdLoraConfig, EvaConfig, KasaConfig, LoraGAConfig, MontecloraConfig, VeloraConfig
+from peft.tuners.lora.loraga import preprocess_loraga
+from safetensors.torch import load_file, save_file
+
+import adaptertool
+from tests.methods.written import (
+    ALL_FAMILIES,
+    EMBEDDINGS,
+    TARGETS,
+    UNTARGETED,
+    Written,
+    base,
+    cases,
+    logits,
+    peft_types,
+    shake,
+    write,
+    write_xlora,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    Bases = Callable[[str, bool | None], Path]
+
+VERDICTS = {"raises": "not-mergeable", "right": "mergeable", "wrong": "lossy"}
+TOKENS = torch.arange(1, 33).reshape(4, 8)
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """The folder of a family's base; do not change what is in it."""
+    made: dict[tuple[str, bool | None], Path] = {}
+
+    def make(family: str, tied: bool | None) -> Path:
+        if (family, tied) not in made:
+            made[family, tied] = tmp_path_factory.mktemp("base")
+            base(family, tied=tied).save_pretrained(made[family, tied])
+        return made[family, tied]
+
+    return make
+
+
+def outcome(written: Written) -> str:
+    """What PEFT's merge of the saved adapter does: `raises`, `right` or `wrong`."""
+    model = written.loaded(written.folder)
+    plain = logits(base(written.family, tied=written.tied))
+    try:
+        before = logits(model)
+    except (AttributeError, ValueError):
+        # Some need more than tokens: a task, or experts.
+        before = plain
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            merged = model.merge_and_unload(safe_merge=True)
+        except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError):
+            return "raises"
+    effect = float((before - plain).abs().max())
+    assert effect > 1e-4, "an adapter that changes nothing proves nothing"
+    return "right" if float((logits(merged) - before).abs().max()) <= 1e-3 * effect else "wrong"
+
+
+def agree(written: Written, bases: Bases) -> adaptertool.MergeReport:
+    """The verdict is what PEFT does."""
+    report = adaptertool.check_merge(written.folder, bases(written.family, written.tied))
+    did = outcome(written)
+    assert report.verdict == VERDICTS[did], (did, report.verdict, report.note, report.findings, report.layers)
+    codes = {one.code for one in report.findings if one.severity == "error"}
+    assert bool(codes) == (did != "right"), codes
+    assert ("ADP209" in codes) == (did == "wrong"), codes
+    return report
+
+
+@pytest.mark.parametrize(("peft_type", "family"), cases(ALL_FAMILIES))
+def test_every_type_on_every_base(peft_type: str, family: str, bases: Bases, tmp_path: Path) -> None:
+    report = agree(write(tmp_path, peft_type, family), bases)
+    assert report.layers or report.verdict == "not-mergeable"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A setting that changes what is merged, or whether."""
+
+    arguments: dict[str, Any]
+    family: str = "llama"
+    tied: bool | None = None
+    peft_type: str = "LORA"
+    does: str = "right"
+
+    def __str__(self) -> str:
+        return f"{self.peft_type}-{self.family}-{'tied-' if self.tied else ''}{self.arguments}"
+
+
+def embedding(family: str) -> dict[str, Any]:
+    return {"target_modules": [EMBEDDINGS[family]]}
+
+
+BESIDE = (
+    {"bias": "all"},
+    {"bias": "lora_only"},
+    {"modules_to_save": ["lm_head"]},
+    {"trainable_token_indices": [1, 2]},
+    {"use_dora": True},
+    {"use_rslora": True},
+    {"target_modules": "all-linear"},
+)
+INITS = ("pissa", "pissa_niter_2", "orthogonal", "gaussian", "lora_ga", "mica", False)
+VARIANTS = [
+    *(Variant(arguments, family) for arguments in BESIDE for family in ALL_FAMILIES),
+    *(Variant({"init_lora_weights": init}, family) for init in INITS for family in ("llama", "gpt2")),
+    Variant({"init_lora_weights": "olora"}),
+    *(
+        Variant({"lora_bias": True}, family, does="right" if family in ("opt", "gpt2") else "raises")
+        for family in ALL_FAMILIES
+    ),
+    *(Variant({"modules_to_save": [EMBEDDINGS[family]]}, family) for family in ALL_FAMILIES),
+    *(Variant({"modules_to_save": [EMBEDDINGS[family], "lm_head"]}, family, True) for family in ALL_FAMILIES),
+    *(Variant({"trainable_token_indices": [1, 2]}, family, True) for family in ALL_FAMILIES),
+    *(Variant(embedding(family), family, False) for family in ALL_FAMILIES),
+    *(Variant(embedding(family) | {"use_dora": True}, family, False) for family in ALL_FAMILIES),
+    *(Variant(embedding(family), family, True, does="wrong") for family in ALL_FAMILIES),
+    *(Variant({"target_modules": ["lm_head"]}, family, True, does="wrong") for family in ALL_FAMILIES),
+    *(Variant(embedding(one) | {"ensure_weight_tying": True}, one, True, does="wrong") for one in ALL_FAMILIES),
+    Variant({"target_modules": ["lm_head"]}),
+    Variant({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}}),
+    Variant({"target_modules": [], "target_parameters": ["q_proj.weight"]}),
+    Variant({"target_modules": [], "target_parameters": ["c_attn.weight"]}, "gpt2"),
+    Variant({"alora_invocation_tokens": [1, 2]}, does="raises"),
+    Variant({"monteclora_config": MontecloraConfig()}),
+    Variant({"velora_config": VeloraConfig()}),
+    Variant({"kasa_config": KasaConfig()}),
+    Variant(
+        {
+            "use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["v_proj"], nblocks=2),
+            "target_modules": ["q_proj", "v_proj"],
+        }
+    ),
+    Variant({"target_modules": ["lm_head"]}, "llama", True, "TRAINABLE_TOKENS", "wrong"),
+    Variant({}, "llama", True, "TRAINABLE_TOKENS"),
+    *(Variant(embedding("gemma3"), "gemma3", False, one, "wrong") for one in ("HIRA", "TINYLORA")),
+    *(Variant(embedding("opt"), "opt", False, one) for one in ("HIRA", "TINYLORA", "OFT")),
+    Variant({"config_A_B": "vector", "config_C": "vector", "config_D_E": "constant"}, "opt", None, "GLORA"),
+    Variant({"config_A_B": "none", "config_C": "lora", "config_D_E": "vector"}, "opt", None, "GLORA"),
+    *(Variant({"variant": one}, "llama", None, "ROAD") for one in ("road_2", "road_4")),
+    *(Variant({"init_weights": one}, "llama", None, "MISS") for one in ("bat", "mini")),
+    Variant({"block_share": True}, "llama", None, "OFT"),
+    Variant({"decompose_factor": 4, "decompose_both": True}, "llama", None, "LOKR"),
+    Variant({"save_only_topk_weights": True}, "llama", None, "VBLORA"),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_settings(variant: Variant, bases: Bases, tmp_path: Path) -> None:
+    written = write(tmp_path, variant.peft_type, variant.family, tied=variant.tied, **variant.arguments)
+    assert agree(written, bases).verdict == VERDICTS[variant.does]
+
+
+TARGETED = [one for one in peft_types() if one not in UNTARGETED]
+
+
+@pytest.mark.parametrize("peft_type", [one for one in TARGETED if one not in ("LILY", "LN_TUNING", "POLY")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer(tied: bool, peft_type: str, bases: Bases, tmp_path: Path) -> None:
+    """Merged into a tied one, the update changes the embedding as well."""
+    arguments: dict[str, Any] = {"target_modules": ["lm_head"]}
+    if peft_type == "IA3":
+        arguments["feedforward_modules"] = []
+    report = agree(write(tmp_path, peft_type, tied=tied, **arguments), bases)
+    assert report.verdict == "not-mergeable" if peft_type == "BEFT" else VERDICTS["wrong" if tied else "right"]
+
+
+@pytest.mark.parametrize("peft_type", [one for one in TARGETED if one not in ("LILY", "POLY")])
+@pytest.mark.parametrize("module", ["lm_head", "self_attn"])
+def test_saved_modules(module: str, peft_type: str, bases: Bases, tmp_path: Path) -> None:
+    """A module of several layers has no weight of its own, and most methods' merge fails at putting it back."""
+    targets: dict[str, Any] = {"target_modules": ["down_proj"]} if peft_type != "LN_TUNING" else {}
+    if peft_type == "IA3":
+        targets["feedforward_modules"] = ["down_proj"]
+    agree(write(tmp_path, peft_type, modules_to_save=[module], **targets), bases)
+
+
+@pytest.mark.parametrize("peft_type", TARGETED)
+def test_another_base(peft_type: str, bases: Bases, tmp_path: Path) -> None:
+    """What does not fit a wider base PEFT refuses to load; what fits it merges."""
+    written = write(tmp_path / "adapter", peft_type)
+    wide = base("llama", wide=True)
+    wide.save_pretrained(tmp_path / "base")
+    try:
+        PeftModel.from_pretrained(wide, written.folder).merge_and_unload(safe_merge=True)
+        fails = False
+    except (KeyError, NotImplementedError, RuntimeError, ValueError):
+        fails = True
+    report = adaptertool.check_merge(written.folder, tmp_path / "base")
+    assert report.verdict == ("not-mergeable" if fails else "mergeable"), report.findings
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("peft_type", [one for one in TARGETED if one not in ("LILY", "POLY")])
+def test_what_is_not_finite(peft_type: str, value: float, bases: Bases, tmp_path: Path) -> None:
+    """safe_merge=True raises wherever it looks. LN tuning's does not look, and the merged model is broken without a word."""
+    written = write(tmp_path, peft_type, "opt" if peft_type == "BEFT" else "llama")
+    path = tmp_path / "adapter_model.safetensors"
+    state = load_file(path)
+    trained = [name for name in state if state[name].is_floating_point() and not name.endswith("zeros")]
+    name = max(trained, key=lambda one: ("layers.1" in one, one))
+    state[name].view(-1)[0] = value
+    save_file(state, path, metadata={"format": "pt"})
+    report = adaptertool.check_merge(tmp_path, bases(written.family, None))
+    assert report.verdict == "not-mergeable"
+    assert {one.code for one in report.findings if one.severity == "error"} - {"ADP201"} == {"ADP204"}
+    model = written.loaded(tmp_path)
+    if peft_type == "LN_TUNING":
+        assert "never looks" in report.findings[0].message
+        assert not torch.isfinite(logits(model.merge_and_unload(safe_merge=True))).all()
+    else:
+        with pytest.raises(ValueError, match="NaNs detected"):
+            model.merge_and_unload(safe_merge=True)
+
+
+def _eva(bare: PreTrainedModel) -> Any:
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        target_modules=TARGETS["llama"],
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=1.0),
+    )
+    model = get_peft_model(bare, config, low_cpu_mem_usage=True)
+    data = [{"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}] * 4
+    initialize_lora_eva_weights(model, data, show_progress_bar=False)
+    return model
+
+
+def _lora_ga(bare: PreTrainedModel) -> Any:
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        target_modules=TARGETS["llama"],
+        init_lora_weights="lora_ga",  # type: ignore[arg-type]  # PEFT's annotation leaves it out
+        lora_ga_config=LoraGAConfig(),
+    )
+
+    def step() -> None:
+        bare(TOKENS, labels=TOKENS).loss.backward()
+
+    preprocess_loraga(bare, config, step)
+    return get_peft_model(bare, config)
+
+
+@pytest.mark.parametrize("make", [_eva, _lora_ga])
+def test_initialised_from_data(make: Callable[[PreTrainedModel], Any], bases: Bases, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make(base("llama"))
+        shake(model)
+        model.save_pretrained(str(tmp_path))
+    assert agree(Written(tmp_path, "llama", torch.float32, None, model), bases).verdict == "mergeable"
+
+
+def test_arrow(bases: Bases, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        experts = [str(write(tmp_path / name, "LORA", target_modules=["q_proj"]).folder) for name in ("one", "two")]
+        model = create_arrow_model(base("llama"), experts, ArrowConfig(top_k=1))
+        model.save_pretrained(str(tmp_path), selected_adapters=["arrow_router"])
+    report = adaptertool.check_merge(tmp_path / "arrow_router", bases("llama", None))
+    assert [one.code for one in report.findings] == ["ADP206"]
+    with pytest.raises(RuntimeError, match="Cannot merge an active Arrow router"):
+        model.merge_and_unload(safe_merge=True)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("one", "two")])
+def test_xlora(names: tuple[str, ...], bases: Bases, tmp_path: Path) -> None:
+    """The experts are merged without their weights; not at all where they have names that are no numbers."""
+    model = write_xlora(tmp_path, names)
+    report = adaptertool.check_merge(tmp_path, bases("llama", None))
+    assert report.verdict == "lossy"
+    assert [one.code for one in report.findings] == ["ADP209"]
+    if names == ("0", "1"):
+        before = logits(model)
+        assert float((logits(model.merge_and_unload(safe_merge=True)) - before).abs().max()) > 1e-3
+    else:
+        assert torch.equal(logits(model.merge_and_unload(safe_merge=True)), logits(base("llama")))
