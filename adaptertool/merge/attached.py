@@ -83,7 +83,7 @@ def attached_layers(
         layer.module: missing
         for layer in everything
         if (missing := tuple(name for name in rule.made(fields, layer.tensors) if name not in layer.tensors))
-        or not layer.tensors
+        or (rule.own_tensors and not layer.tensors)
     }
     return Attached(tuple(everything), lacking, tuple(ignored), left_out, tuple(open_ones))
 

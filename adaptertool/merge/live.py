@@ -81,7 +81,7 @@ def build_live_model(
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
     best: PreTrainedModel | None = None
-    best_count = 0
+    best_count = -1
     try:
         # Without auto_map no auto class looks for code that comes with the checkpoint, or asks whether it may run it.
         parsed = CONFIG_MAPPING[model_type].from_dict({key: config[key] for key in config if key != "auto_map"})
@@ -97,7 +97,7 @@ def build_live_model(
             best, best_count = model, count
         if count == len(modules):
             break
-    if best is None:
+    if best is None or (modules and not best_count):
         return None
     layers = {path: layer for path, module in best.named_modules() if (layer := _layer(module)) is not None}
     return LiveModel(layers, _renamed(best, {*layers}, stored), type(best).__name__)

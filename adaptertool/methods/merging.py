@@ -99,6 +99,7 @@ class MergeRule:
         bias: The bias that it adds, if any.
         linear_only: Whether it attaches to `nn.Linear` and to nothing else.
         whole_module: What stands before the names of tensors that take the place of a base module's own, of whatever kind.
+        own_tensors: Whether each layer that it trained has tensors of its own in the file; else the config alone tells which.
         looks: Whether `safe_merge=True` makes it look for NaN and infinity.
         never: Why it has no merge; from the config, None where it has one.
         hazard: Why a merge that raises nothing gives something else than the adapter; None where it does not.
@@ -121,6 +122,7 @@ class MergeRule:
     bias: BiasUpdate | None = None
     linear_only: bool = False
     whole_module: str | None = None
+    own_tensors: bool = True
     looks: bool = True
     never: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None

@@ -125,5 +125,5 @@ UNILORA = PlainMethod(
     "unilora_",
     "r",
     projections=UniLoraProjections(),
-    merge=MergeRule(fits=low_rank("unilora_indices_B", "unilora_indices_A")),
+    merge=MergeRule(own_tensors=False, fits=low_rank("unilora_indices_B", "unilora_indices_A")),
 )

@@ -144,7 +144,7 @@ def check_merge(
         message = f"{opened.config.peft_type} has no merge: {why}"
         return _without_base(opened, Finding("ADP206", message, fix="Serve the adapter unmerged."), threshold)
     adapted = adapted_layers(opened.weights.tensors.values(), method.prefixes)
-    if not adapted:
+    if not adapted and rule.own_tensors:
         if (hazard := rule.hazard(opened.config.fields)) is not None:
             return _without_base(opened, Finding(HAZARD, hazard, fix="Serve the adapter unmerged."), threshold)
         raise CorruptError(
