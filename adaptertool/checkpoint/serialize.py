@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ class NewTensor:
         shape: Elements along each dimension.
         nbytes: Its length.
         stream: Gives its bytes in pieces, afresh at each call.
+        source: The file that it is taken from as it is; None for a tensor that is made.
     """
 
     name: str
@@ -36,6 +38,7 @@ class NewTensor:
     shape: tuple[int, ...]
     nbytes: int
     stream: Callable[[], Iterable[memoryview]]
+    source: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class NewWeights:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
+    @contextlib.contextmanager
+    def streamed(self) -> Iterator[None]:
+        """Within the block all tensors are streamed in their order, which a source far away is told."""
+        sources = {id(tensor.source): tensor.source for tensor in self.tensors if tensor.source is not None}
+        with contextlib.ExitStack() as stack:
+            for source in sources.values():
+                stack.enter_context(source.ahead([one.name for one in self.tensors if one.source is source]))
+            yield
+
     @property
     def file_bytes(self) -> int:
         """How long the file will be."""
@@ -75,7 +87,7 @@ def kept(weights: Weights, names: Iterable[str]) -> list[NewTensor]:
         return lambda: weights.stream(name)
 
     return [
-        NewTensor(info.name, info.dtype, info.shape, info.nbytes, stream_of(info.name))
+        NewTensor(info.name, info.dtype, info.shape, info.nbytes, stream_of(info.name), weights)
         for info in (weights.tensors[name] for name in names)
     ]
 
@@ -103,7 +115,7 @@ def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], Non
         CorruptError: what was read back is not what was written, or the source changed in between.
     """
     try:
-        with open(path, "xb", opener=private) as file:
+        with open(path, "xb", opener=private) as file, weights.streamed():
             file.write(weights.header())
             for tensor in weights.tensors:
                 written = 0
@@ -125,7 +137,7 @@ def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], Non
 
 def _compare(weights: NewWeights, path: Path) -> None:
     file = LocalBytes(path)
-    try:
+    with contextlib.closing(file), weights.streamed():
         header = read_header(file)
         if header.metadata != weights.metadata or list(header.tensors) != [one.name for one in weights.tensors]:
             raise CorruptError(f"{path} reads back with another header than was written")
@@ -139,5 +151,3 @@ def _compare(weights: NewWeights, path: Path) -> None:
                         hint="The source changed while it was read, or the disk is failing. Nothing was changed.",
                     )
                 start += len(piece)
-    finally:
-        file.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.checkpoint.target import open_target
+from adaptertool.errors import CorruptError
 from adaptertool.findings import Finding
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
@@ -17,6 +19,7 @@ from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.loader import loader_for, torch_is_installed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Literal
 
@@ -155,28 +158,44 @@ def examine_adapter(
     if rule is not None:
         report = examine(adapter, rule, level, lambda: loader_for(for_torch), progress)
         findings += findings_about(report, adapter, rule)
-    findings += _findings_about_values(adapter, level)
+    findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":
         message = f"{adapter.weights_name} is a pickle; loading one can run code. It was opened without running any."
         findings.append(Finding("ADP302", message, fix="save the adapter again as safetensors"))
     return report, findings
 
 
-def _findings_about_values(adapter: Adapter, level: Level) -> list[Finding]:
+def _originals(report: ProjectionReport | None) -> dict[str, str]:
+    """The canonical tensor of each copy that was found to be the same bytes."""
+    if report is None or report.verification != "full" or report.verdict in ("copies-differ", "unverified"):
+        return {}
+    return {copy: one.canonical for one in report.tensors for copy in one.copies}
+
+
+def _findings_about_values(adapter: Adapter, level: Level, originals: Mapping[str, str]) -> list[Finding]:
     if level == "none":
         return []
     weights = adapter.weights
     roles = roles_of(adapter)
     names = [name for name, role in roles.items() if level == "full" or not role.startswith("projection")]
     budget = FINITE_SAMPLE_BYTES if adapter.folder.kind == "local" else 0
+    looked_at = [name for name in names if weights.stored_as(name) == name and name not in originals]
     broken: dict[str, int] = {}
-    for name in names:
-        size = weights.tensors[name].nbytes
-        budget -= size
-        if level != "full" and budget < 0:
-            break
-        if weights.stored_as(name) == name and (index := first_not_finite(weights, name)) is not None:
+    with weights.ahead(looked_at) if level == "full" else nullcontext():
+        for name in looked_at:
+            size = weights.tensors[name].nbytes
+            budget -= size
+            if level != "full" and budget < 0:
+                break
+            index = first_not_finite(weights, name)
+            if index is None:
+                continue
+            if adapter.folder.kind == "hub" and first_not_finite(weights, name) != index:
+                raise CorruptError(
+                    f"two readings of {name} gave different bytes", hint="It is damaged on its way. Try again."
+                )
             broken[name] = index
+    broken.update({copy: broken[name] for copy, name in originals.items() if name in broken})
     if not broken:
         return []
     name, index = next(iter(broken.items()))

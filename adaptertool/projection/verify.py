@@ -11,12 +11,14 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from adaptertool.checkpoint.header import DTYPE_BITS
+from adaptertool.errors import CorruptError
 from adaptertool.projection.drawn import Drawn, load_dtypes, stored_bits
 from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, from_bits
 from adaptertool.projection.generation import Generation
@@ -163,6 +165,7 @@ class Comparison:
     progress: Callable[[int], None] = lambda _: None
     remote: bool = False
     _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
+    _confirmed: set[tuple[str, int]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def extents(self, tensor: str) -> list[tuple[int, int]]:
@@ -253,7 +256,8 @@ class Comparison:
             return next((one for one in differences if one is not None), None), due
 
         if self.remote or THREADS == 1 or len(spans) == 1:
-            yield from map(compare, spans)
+            with self.weights.ahead(tensors) if self.level == "full" else nullcontext():
+                yield from map(compare, spans)
             return
         pool = ThreadPoolExecutor(THREADS)
         waiting: deque[Future[tuple[Difference | None, NDArray[Any]]]] = deque()
@@ -274,17 +278,20 @@ class Comparison:
             stored = np.frombuffer(piece, dtype=np.uint8)
             expected = due_bytes[at : at + stored.size]
             if not _same(stored, expected):
+                self._confirm(tensor, start * due.itemsize + at, bytes(piece))
                 info = self.weights.tensors[tensor]
                 wrong = np.flatnonzero(stored != expected)
                 elements = np.unique((wrong + at) // due.itemsize)
                 first = int(elements[0])
-                stored_bytes = b"".join(
-                    bytes(part) for part in self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
-                )
+                begin = first * due.itemsize - at
+                element = bytes(stored[max(begin, 0) : begin + due.itemsize])
+                if len(element) < due.itemsize:  # it lies across two pieces
+                    parts = self.weights.stream(tensor, (start + first) * due.itemsize, due.itemsize)
+                    element = b"".join(bytes(part) for part in parts)
                 return Difference(
                     tensor,
                     _position(start + first, info),
-                    _value(np.frombuffer(stored_bytes, dtype=due.dtype), info.dtype),
+                    _value(np.frombuffer(element, dtype=due.dtype), info.dtype),
                     _value(due[first : first + 1], info.dtype),
                     elements.size,
                 )
@@ -292,6 +299,22 @@ class Comparison:
             with self._lock:
                 self.progress(stored.size)
         return None
+
+    def _confirm(self, tensor: str, start: int, piece: bytes) -> None:
+        """Read a piece that differs a second time, once: what was damaged on its way is no difference.
+
+        Raises:
+            CorruptError: it is another one now.
+        """
+        if (tensor, start) in self._confirmed:
+            return
+        again = b"".join(bytes(part) for part in self.weights.stream(tensor, start, len(piece)))
+        if again != piece:
+            raise CorruptError(
+                f"two readings of {tensor} gave different bytes, {start} bytes from its start",
+                hint="The file changes while it is read, or it is damaged on its way. Try again.",
+            )
+        self._confirmed.add((tensor, start))
 
 
 def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
