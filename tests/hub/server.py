@@ -12,8 +12,11 @@ import json
 import re
 import threading
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -72,6 +75,41 @@ class Sparse:
     def part(self, start: int, length: int) -> bytes:
         length = max(0, min(length, self.size - start))
         return self.head[start : start + length].ljust(length, b"\0")
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Some bytes many times over: a file of any size, of which one copy of each part is in memory.
+
+    Attributes:
+        parts: In order; many of them may be the same object.
+        sha256: Made up: hashing the whole would take longer than all else.
+    """
+
+    parts: tuple[bytes | memoryview, ...]
+    sha256: str = "6" * 64
+    blob_id: str = "6" * 40
+
+    @cached_property
+    def ends(self) -> list[int]:
+        return list(accumulate(len(part) for part in self.parts))
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1]
+
+    def part(self, start: int, length: int) -> bytes:
+        length = max(0, min(length, self.size - start))
+        found = []
+        index = bisect_right(self.ends, start)
+        while length:
+            part = self.parts[index]
+            offset = start - (self.ends[index] - len(part))
+            found.append(part[offset : offset + length])
+            length -= len(found[-1])
+            start += len(found[-1])
+            index += 1
+        return b"".join(found)
 
 
 @dataclass
