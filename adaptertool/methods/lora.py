@@ -40,6 +40,23 @@ def _hazard(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _base_module(config: Mapping[str, Any], module: str) -> str:
+    """As `replicate_layers` in peft/tuners/tuners_utils.py: the model's layers are ranges of the base's, one after another."""
+    ranges = config.get("layer_replication")
+    number = re.search(r"(?<=\.)\d+(?=\.)", module)
+    if not isinstance(ranges, list) or number is None:
+        return module
+    try:
+        layers = [layer for start, end in ranges for layer in range(start, min(end, _MOST_LAYERS))]
+    except (TypeError, ValueError) as error:
+        raise _makes_no_sense(f"layer_replication is {ranges!r}, no list of ranges") from error
+    index = int(number[0])
+    return f"{module[: number.start()]}{layers[index]}{module[number.end() :]}" if index < len(layers) else module
+
+
+_MOST_LAYERS = 100_000
+
+
 def _has_bias(config: Mapping[str, Any]) -> bool:
     return bool(config.get("lora_bias"))
 
@@ -154,6 +171,7 @@ LORA = PlainMethod(
         ),
         never=_never,
         hazard=_hazard,
+        base_module=_base_module,
         fits=_fits,
         any_saved_module=True,
         misfit=_misfit,

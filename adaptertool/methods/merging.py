@@ -103,6 +103,7 @@ class MergeRule:
         looks: Whether `safe_merge=True` makes it look for NaN and infinity.
         never: Why it has no merge; from the config, None where it has one.
         hazard: Why a merge that raises nothing gives something else than the adapter; None where it does not.
+        base_module: The base's module path of a layer of the adapted model, which can have more layers than the base.
         fits: Whether a layer's tensors, by their name in the module, are for a layer of these out_features and in_features
             under this config; None where they do not tell.
         tied: Whether it merges rightly where an embedding that it adapts is one tensor with the output layer.
@@ -126,6 +127,7 @@ class MergeRule:
     looks: bool = True
     never: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    base_module: Callable[[Mapping[str, Any], str], str] = lambda _, module: module
     fits: Callable[[Mapping[str, Any], Mapping[str, TensorInfo], int, int], bool] | None = None
     tied: bool = False
     scaled: bool = True

@@ -315,10 +315,12 @@ def _ask(
     adapter: Adapter, layers: BaseLayers, adapted: AdaptedLayer, rule: MergeRule, live: CodeLayer | None = None
 ) -> Layer:
     fields = adapter.config.fields
+    module = rule.base_module(fields, adapted.module)
     if rule.bias is not None and rule.bias.wanted(fields):
-        layer = layers.needs_bias(adapted.module, linear_only=rule.linear_only, live=live)
+        layer = layers.needs_bias(module, linear_only=rule.linear_only, live=live)
     else:
-        layer = layers.needs_weight(adapted.module, live=live, any_kind=rule.whole_module is not None)
+        layer = layers.needs_weight(module, live=live, any_kind=rule.whole_module is not None)
+    layer = replace(layer, module=adapted.module)
     misfit = rule.misfit(fields, adapted.module, adapted.tensors)
     return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
 
