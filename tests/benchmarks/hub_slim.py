@@ -7,6 +7,7 @@ The Hub is the loopback server of the tests, in this process; the program runs i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,11 +26,17 @@ def disk(folder: Path) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            try:
+            with contextlib.suppress(OSError):
                 total += (Path(place) / name).lstat().st_blocks * 512
-            except OSError:
-                continue
     return total
+
+
+def memory(process: int) -> int:
+    """The most that a process had in memory so far, in KiB. What wait4 tells includes the process that started it."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{process}/status").read_text()
+        return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return 0
 
 
 def measure(place: Path, hub: HubServer, *arguments: str) -> None:
@@ -45,23 +52,20 @@ def measure(place: Path, hub: HubServer, *arguments: str) -> None:
         "NO_PROXY": "127.0.0.1",
     }
     hub.log.clear()
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.05):
-            peak = max(peak, disk(place))
-
-    before = disk(place)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    most = {"memory": 0, "disk": 0}
+    done, before = threading.Event(), disk(place)
     begin = time.perf_counter()
     command = [sys.executable, "-m", "adaptertool", *arguments, "--format", "json"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+
+        def watch() -> None:
+            while not done.wait(0.05):
+                most["memory"] = max(most["memory"], memory(process.pid))
+                most["disk"] = max(most["disk"], disk(place))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        output, _ = process.communicate()
     seconds = time.perf_counter() - begin
     done.set()
     watcher.join()
@@ -69,11 +73,9 @@ def measure(place: Path, hub: HubServer, *arguments: str) -> None:
     entries = hub.requests()
     sent = sum(entry.body_bytes for entry in entries)
     verdict = (document.get("projections") or {}).get("verdict") or document
-    print(f"{' '.join(arguments):<60} exit {process.returncode}, {document.get('action', '')} {verdict}")
+    print(f"{' '.join(arguments)}: exit {process.returncode}, {document.get('action', 'inspected')}, {verdict}")
     print(f"    {seconds:.1f} s, {len(entries)} requests, {sent / 1e6:,.1f} MB received")
-    print(
-        f"    peak memory {usage.ru_maxrss / 1024:,.0f} MiB, peak disk {(max(peak, disk(place)) - before) / 1e6:,.0f} MB"
-    )
+    print(f"    peak memory {most['memory'] / 1024:,.0f} MiB, peak disk {(most['disk'] - before) / 1e6:,.1f} MB")
 
 
 def main(pairs: int = 124) -> None:

@@ -73,15 +73,12 @@ def _one_pair(hidden: int, intermediate: int, rank: int) -> tuple[bytes, dict[st
         model.save_pretrained(place)
         config = (Path(place) / CONFIG).read_bytes()
         tensors = {}
-        one: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        one: dict[str, bytes] = {}
         with safe_open(str(Path(place) / WEIGHTS), "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 tensor = file.get_tensor(name)
                 data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                data = (
-                    one.setdefault((name.rpartition(".")[2], tuple(tensor.shape)), data)
-                    if "_A" in name or "_B" in name
-                    else data
-                )
+                if name.endswith(("randlora_A", "randlora_B")):
+                    data = one.setdefault(name.rpartition(".")[2], data)
                 tensors[name] = ({torch.bfloat16: "BF16", torch.float32: "F32"}[tensor.dtype], list(tensor.shape), data)
     return config, tensors
