@@ -71,7 +71,9 @@ class NewWeights:
         sources = {id(tensor.source): tensor.source for tensor in self.tensors if tensor.source is not None}
         with contextlib.ExitStack() as stack:
             for source in sources.values():
-                stack.enter_context(source.ahead([one.name for one in self.tensors if one.source is source]))
+                stack.enter_context(
+                    source.ahead([(one.name, 0, one.nbytes) for one in self.tensors if one.source is source])
+                )
             yield
 
     @property

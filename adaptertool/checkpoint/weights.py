@@ -52,8 +52,12 @@ class Weights(Protocol):
     def hold(self) -> None:
         """Read all data at once, so that what is streamed from now on comes from memory: for small files far away."""
 
-    def ahead(self, names: Iterable[str]) -> AbstractContextManager[None]:
-        """Within the block these tensors are streamed in this order, some perhaps not; see `Bytes.ahead`."""
+    def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
+        """Within the block these parts of tensors are streamed in this order, some perhaps not; see `Bytes.ahead`.
+
+        Args:
+            parts: Name, start and length in bytes of each.
+        """
 
     def stored_as(self, name: str) -> str:
         """The name of the tensor whose bytes these are: another one where two names share one storage."""
@@ -104,10 +108,12 @@ class SafetensorsWeights:
         """Read all data in one range."""
         self._held = self.file.read(self.header.data_start, self.file.size - self.header.data_start)
 
-    def ahead(self, names: Iterable[str]) -> AbstractContextManager[None]:
+    def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """Tell the file which of its ranges come next."""
-        tensors = (self.tensors[name] for name in names)
-        return self.file.ahead((self.header.data_start + tensor.start, tensor.nbytes) for tensor in tensors)
+        if self._held is not None:
+            return nullcontext()
+        begin = self.header.data_start
+        return self.file.ahead((begin + self.tensors[name].start + start, length) for name, start, length in parts)
 
     def stored_as(self, name: str) -> str:
         """Itself: in a safetensors file no two names share bytes."""
@@ -191,9 +197,9 @@ class PickleWeights:
     def hold(self) -> None:
         """Nothing: they are in memory."""
 
-    def ahead(self, names: Iterable[str]) -> AbstractContextManager[None]:
+    def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """The file is on disk, and the operating system reads ahead."""
-        del names
+        del parts
         return nullcontext()
 
     def stored_as(self, name: str) -> str:

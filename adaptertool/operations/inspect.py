@@ -181,7 +181,8 @@ def _findings_about_values(adapter: Adapter, level: Level, originals: Mapping[st
     budget = FINITE_SAMPLE_BYTES if adapter.folder.kind == "local" else 0
     looked_at = [name for name in names if weights.stored_as(name) == name and name not in originals]
     broken: dict[str, int] = {}
-    with weights.ahead(looked_at) if level == "full" else nullcontext():
+    parts = [(name, 0, weights.tensors[name].nbytes) for name in looked_at]
+    with weights.ahead(parts) if level == "full" else nullcontext():
         for name in looked_at:
             size = weights.tensors[name].nbytes
             budget -= size

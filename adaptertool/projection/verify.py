@@ -53,7 +53,7 @@ REMOTE_REQUESTS = 8
 """Ranges that are read over a network at the same time."""
 
 SPAN = 8 << 20
-"""Bytes of a tensor on disk that one thread compares before it takes others."""
+"""Bytes of a tensor that are compared, in all its copies, before the next ones are."""
 
 THREADS = min(4, os.cpu_count() or 1)
 """Threads that compare: reading and comparing go on outside of Python's lock, and memory is faster than one of them."""
@@ -216,7 +216,7 @@ class Comparison:
 
     def spans(self, tensor: str) -> Iterator[tuple[int, int]]:
         """The elements to compare, in ranges that are compared at the same time where that is faster."""
-        if self.remote or self.weights.format == "pickle":
+        if self.weights.format == "pickle":
             yield from self.extents(tensor)
             return
         step = SPAN // np.dtype(_bit_type(self.weights.tensors[tensor].dtype)).itemsize
@@ -255,9 +255,15 @@ class Comparison:
             differences = (self._difference(tensor, span[0], due) for tensor in tensors)
             return next((one for one in differences if one is not None), None), due
 
-        if self.remote or THREADS == 1 or len(spans) == 1:
-            with self.weights.ahead(tensors) if self.level == "full" else nullcontext():
+        if self.remote:
+            # The network is slower than one thread; what it is waited for is fetched ahead.
+            size = np.dtype(_bit_type(self.weights.tensors[tensors[0]].dtype)).itemsize if tensors else 1
+            parts = [(tensor, start * size, (stop - start) * size) for start, stop in spans for tensor in tensors]
+            with self.weights.ahead(parts) if self.level == "full" else nullcontext():
                 yield from map(compare, spans)
+            return
+        if THREADS == 1 or len(spans) == 1:
+            yield from map(compare, spans)
             return
         pool = ThreadPoolExecutor(THREADS)
         waiting: deque[Future[tuple[Difference | None, NDArray[Any]]]] = deque()
