@@ -18,7 +18,9 @@ from adaptertool.projection.dtypes import FLOATS, from_bits, rounded
 from adaptertool.projection.generation import Generation, Sampler
 from adaptertool.projection.sampler import (
     CHUNK_WORDS,
+    Uniform16Bit,
     WordStream,
+    ahead,
     ternary,
     uniform_16_bit,
 )
@@ -106,6 +108,10 @@ BLOCKS = 32
 each block."""
 
 
+COUNTED = 1 << 20
+"""Elements that are counted at a time, many times as many as there are values to count."""
+
+
 @dataclass(frozen=True)
 class RandLoraBasis(FloatBasis):
     """`randlora_A` (r, 1, smaller) and `randlora_B` (larger, bases, r), with bases = ceil(smaller / r).
@@ -161,22 +167,39 @@ class RandLoraBasis(FloatBasis):
         """See `Basis.draw`."""
         stream = WordStream(self.key)
         if self.name == "dense":
-            a = np.empty(self.rank * self.smaller, dtype=np.uint16)
-            _fill_uniform(a, stream, self.smaller, generation)
-            yield "randlora_A", _normalised_16_bit(a, generation.dtype)
+            a = np.empty((1, self.rank * self.smaller), dtype=np.uint16)
+            counts = self._fill(a, stream, self.smaller, generation)
+            yield "randlora_A", _normalised_16_bit(a.reshape(-1), counts, generation.dtype)
             b = np.empty((self.larger, self.bases, self.rank), dtype=np.uint16)
+            counts = np.zeros(1 << 16, dtype=np.int64)
             for begin in range(0, self.bases, BLOCKS):
                 blocks = np.empty((min(BLOCKS, self.bases - begin), self.larger, self.rank), dtype=np.uint16)
-                _fill_uniform(blocks.reshape(-1), stream, self.rank, generation)
+                counts += self._fill(blocks, stream, self.rank, generation)
                 b[:, begin : begin + BLOCKS] = blocks.transpose(1, 0, 2)
-            yield "randlora_B", _normalised_16_bit(b.reshape(-1), generation.dtype)
+            yield "randlora_B", _normalised_16_bit(b.reshape(-1), counts, generation.dtype)
             return
         for kind, shape in self.shapes.items():
             signs = np.empty(math.prod(shape), dtype=np.int8)
-            for begin in range(0, signs.size, CHUNK_WORDS):
-                piece = signs[begin : begin + CHUNK_WORDS]
-                piece[:] = ternary(stream.words(piece.size), self._sparsity)
+            at = 0
+            for piece in ahead(ternary(words, self._sparsity) for words in stream.pieces(signs.size)):
+                signs[at : at + piece.size] = piece
+                at += piece.size
             yield kind, _normalised_signs(signs)
+
+    def _fill(
+        self, out: NDArray[np.uint16], stream: WordStream, fan_in: int, generation: Generation
+    ) -> NDArray[np.int64]:
+        """Draw the elements of a contiguous array, and count how often each of the 65,536 values occurs."""
+        flat = out.reshape(-1)
+        uniform = _uniform(fan_in, generation)
+        at = 0
+        for words in ahead(stream.pieces(flat.size)):
+            uniform.draw(words, flat[at : at + words.size])
+            at += words.size
+        counts = np.zeros(1 << 16, dtype=np.int64)
+        for begin in range(0, flat.size, COUNTED):
+            counts += np.bincount(flat[begin : begin + COUNTED], minlength=1 << 16)
+        return counts
 
     def draw_with_torch(self, dtype: str) -> Iterator[tuple[str, Drawn]]:
         """See `Basis.draw_with_torch`."""
@@ -232,30 +255,24 @@ class RandLoraBasis(FloatBasis):
         return False
 
 
-def _fill_uniform(out: NDArray[np.uint16], stream: WordStream, fan_in: int, generation: Generation) -> None:
+def _uniform(fan_in: int, generation: Generation) -> Uniform16Bit:
     bound = kaiming_bound(fan_in)
-    for begin in range(0, out.size, CHUNK_WORDS):
-        piece = out[begin : begin + CHUNK_WORDS]
-        piece[:] = uniform_16_bit(
-            stream.words(piece.size),
-            -bound,
-            bound,
-            generation.dtype,
-            sampler=generation.sampler or "any",
-            fused_multiply_add=bool(generation.fused_multiply_add),
-        )
+    return Uniform16Bit(
+        -bound,
+        bound,
+        generation.dtype,
+        sampler=generation.sampler or "any",
+        fused_multiply_add=bool(generation.fused_multiply_add),
+    )
 
 
-def _normalised_16_bit(codes: NDArray[np.uint16], dtype: str) -> Tabulated:
+def _normalised_16_bit(codes: NDArray[np.uint16], counts: NDArray[np.int64], dtype: str) -> Tabulated:
     """Divide by the standard deviation, as `x / x.std()` does in a 16-bit dtype.
 
     torch accumulates in float64 and rounds the result by way of float32 (`ReduceOpsKernel.cpp`, WelfordOps). The sums over
     all elements are sums over the values that occur, weighted by how often they do.
     """
     values = code_values(dtype)
-    counts = np.zeros(values.size, dtype=np.int64)
-    for begin in range(0, codes.size, CHUNK_WORDS):
-        counts += np.bincount(codes[begin : begin + CHUNK_WORDS], minlength=values.size)
     present = np.flatnonzero(counts)
     weights, exact = counts[present], values[present].astype(np.float64)
     mean = float((weights * exact).sum()) / codes.size

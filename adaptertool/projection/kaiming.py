@@ -12,7 +12,7 @@ import numpy as np
 from adaptertool.projection.basis import FloatBasis
 from adaptertool.projection.drawn import Drawn, Plain
 from adaptertool.projection.generation import Generation
-from adaptertool.projection.sampler import CHUNK_WORDS, WordStream, uniform_float32
+from adaptertool.projection.sampler import WordStream, ahead, uniform_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +89,8 @@ def _bound(fan_in: int) -> float:
 def _uniform(stream: WordStream, count: int, fan_in: int, *, fused: bool) -> NDArray[np.float32]:
     result = np.empty(count, dtype=np.float32)
     bound = _bound(fan_in)
-    for begin in range(0, count, CHUNK_WORDS):
-        piece = result[begin : begin + CHUNK_WORDS]
-        piece[:] = uniform_float32(stream.words(piece.size), -bound, bound, fused_multiply_add=fused)
+    at = 0
+    for words in ahead(stream.pieces(count)):
+        result[at : at + words.size] = uniform_float32(words, -bound, bound, fused_multiply_add=fused)
+        at += words.size
     return result

@@ -16,7 +16,11 @@ two with `ATEN_CPU_CAPABILITY=default`; about one bfloat16 element in 13,000 dif
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +37,8 @@ PRECISION_BITS = {"bfloat16": 8, "float16": 11}
 CHUNK_WORDS = 1 << 17
 """Words drawn at a time: half a megabyte, so that the arithmetic on them stays in the processor's cache."""
 
+Item = TypeVar("Item")
+
 
 class WordStream:
     """The 32-bit words that `torch.Generator(device="cpu").manual_seed(seed)` deals out, in order."""
@@ -40,11 +46,33 @@ class WordStream:
     def __init__(self, seed: int) -> None:
         """Seed it. torch keeps the low 32 bits of the seed; negative seeds count from 2^64."""
         # RandomState is numpy's frozen legacy interface: its stream is promised never to change.
-        self._state = np.random.RandomState(seed & 0xFFFFFFFF)
+        seeded: Any = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)
+        self._twister = np.random.MT19937()
+        self._twister.state = seeded
+        self._state = np.random.RandomState(self._twister)
 
     def words(self, count: int) -> NDArray[np.uint32]:
         """The next `count` words."""
         return self._state.randint(0, 1 << 32, size=count, dtype=np.uint32)
+
+    def skip(self, count: int) -> None:
+        """Leave out `count` words."""
+        self._twister.random_raw(count, output=False)
+
+    def pieces(self, count: int) -> Iterator[NDArray[np.uint32]]:
+        """The next `count` words, `CHUNK_WORDS` at a time."""
+        for begin in range(0, count, CHUNK_WORDS):
+            yield self.words(min(CHUNK_WORDS, count - begin))
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made by another thread while the ones before it are used."""
+    nothing: Any = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(next, items, nothing) for _ in range(2))
+        while (item := coming.popleft().result()) is not nothing:
+            coming.append(pool.submit(next, items, nothing))
+            yield item
 
 
 def permutation_head(stream: WordStream, numel: int, count: int) -> NDArray[np.int64]:
@@ -60,8 +88,7 @@ def permutation_head(stream: WordStream, numel: int, count: int) -> NDArray[np.i
     """
     steps = max(0, min(count, numel - 1))
     offsets = (stream.words(steps) % (np.uint64(numel) - np.arange(steps, dtype=np.uint64))).tolist()
-    for begin in range(steps, numel - 1, CHUNK_WORDS):
-        stream.words(min(CHUNK_WORDS, numel - 1 - begin))
+    stream.skip(max(0, numel - 1 - steps))
     moved: dict[int, int] = {}
     head = np.empty(count, dtype=np.int64)
     for step, offset in enumerate(offsets):
@@ -83,8 +110,9 @@ def ternary(words: NDArray[np.uint32], sparsity: float) -> NDArray[np.int8]:
         sparsity: `s`: below 1/(2s) becomes -1, above 1 - 1/(2s) becomes +1. torch compares in float32.
     """
     uniform = words & np.uint32(0xFFFFFF)
-    low = np.float64(np.float32(1 / (2 * sparsity))) * 2**24
-    high = np.float64(np.float32(1 - 1 / (2 * sparsity))) * 2**24
+    # Whole numbers are below a bound if they are below the next whole number, and above it if above the one before.
+    low = np.uint32(math.ceil(float(np.float32(1 / (2 * sparsity))) * 2**24))
+    high = np.uint32(math.floor(float(np.float32(1 - 1 / (2 * sparsity))) * 2**24))
     signs: NDArray[np.int8] = (uniform > high).view(np.int8) - (uniform < low).view(np.int8)
     return signs
 
@@ -141,3 +169,63 @@ def uniform_16_bit(
     low_bits, high_bits = to_bits(bounds, dtype)
     drawn[drawn == high_bits] = low_bits
     return drawn
+
+
+class Uniform16Bit:
+    """`uniform_16_bit` for many words: most of them are looked up.
+
+    A draw grows with the low 24 bits of its word. Where the first and the last of the 256 words that share the upper 16 of
+    these bits give the same, so do all of them; only the others, some words in a hundred, are computed.
+    """
+
+    def __init__(self, low: float, high: float, dtype: str, *, sampler: Sampler, fused_multiply_add: bool) -> None:
+        """Make the table; the arguments are those of `uniform_16_bit`."""
+
+        def compute(words: NDArray[np.uint32]) -> NDArray[np.uint16]:
+            return uniform_16_bit(words, low, high, dtype, sampler=sampler, fused_multiply_add=fused_multiply_add)
+
+        self._compute = compute
+        self._low_bits = np.empty(CHUNK_WORDS, dtype=np.uint32)
+        self._index = np.empty(CHUNK_WORDS, dtype=np.uint16)
+        self._open = np.empty(CHUNK_WORDS, dtype=np.bool_)
+        self._old_bits = PRECISION_BITS[dtype] if sampler == "torch<2.12" else None
+        if self._old_bits is not None:
+            self._table = compute(np.arange(1 << self._old_bits, dtype=np.uint32))
+            return
+        first = np.arange(0, 1 << 24, 256, dtype=np.uint32)
+        self._table = compute(first)
+        self._table[self._table != compute(first + np.uint32(255))] = _NOT_A_NUMBER
+
+    def draw(self, words: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
+        """Draw, one for each of at most `CHUNK_WORDS` words.
+
+        Args:
+            words: Of which the low 24 bits count.
+            out: Gets the bits.
+        """
+        # Memory that is used again needs no new pages, which cost as much as all the rest.
+        low_bits, index = self._low_bits[: words.size], self._index[: words.size]
+        if self._old_bits is not None:
+            np.bitwise_and(words, np.uint32((1 << self._old_bits) - 1), out=low_bits)
+        else:
+            np.right_shift(words, np.uint32(8), out=low_bits)
+        np.copyto(index, low_bits, casting="unsafe")
+        # No index is beyond the table; counting round it is only faster than to have that checked.
+        np.take(self._table, index, out=out, mode="wrap")
+        if self._old_bits is None:
+            between = np.flatnonzero(np.equal(out, _NOT_A_NUMBER, out=self._open[: words.size]))
+            out[between] = self._compute(words[between])
+
+    @property
+    def codes(self) -> NDArray[np.uint16]:
+        """Every value that can be drawn, in ascending order of its bits."""
+        if self._old_bits is not None:
+            return np.unique(self._table)
+        between = np.flatnonzero(self._table == _NOT_A_NUMBER).astype(np.uint32)
+        words = (between[:, None] << np.uint32(8)) + np.arange(256, dtype=np.uint32)
+        computed = self._compute(words.reshape(-1))
+        return np.unique(np.concatenate([self._table[self._table != _NOT_A_NUMBER], computed]))
+
+
+_NOT_A_NUMBER = np.uint16(0x7FFF)
+"""NaN in both 16-bit dtypes, which is never drawn."""

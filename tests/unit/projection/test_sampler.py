@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptertool.projection.dtypes import from_bits, rounded
+from adaptertool.projection.generation import Sampler
 from adaptertool.projection.loader import loader_for
-from adaptertool.projection.sampler import PRECISION_BITS, WordStream, ternary, uniform_16_bit, uniform_float32
+from adaptertool.projection.sampler import (
+    CHUNK_WORDS,
+    PRECISION_BITS,
+    Uniform16Bit,
+    WordStream,
+    ahead,
+    ternary,
+    uniform_16_bit,
+    uniform_float32,
+)
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)
 COUNTS = st.integers(1, 300)
@@ -38,6 +48,49 @@ def test_words_come_in_one_stream_however_they_are_asked_for(seed: int, counts: 
     stream = WordStream(seed)
     pieces = [stream.words(count) for count in counts]
     assert np.array_equal(np.concatenate([*pieces, []]), WordStream(seed).words(sum(counts)))
+
+
+@given(SEEDS, st.lists(st.integers(0, 700), min_size=2, max_size=6))
+def test_words_that_are_left_out_are_those_that_would_have_come(seed: int, counts: list[int]) -> None:
+    stream, whole = WordStream(seed), WordStream(seed).words(sum(counts))
+    at = 0
+    for index, count in enumerate(counts):
+        if index % 2:
+            stream.skip(count)
+        else:
+            assert np.array_equal(stream.words(count), whole[at : at + count])
+        at += count
+
+
+def test_pieces_made_ahead_are_those_of_the_stream() -> None:
+    count = 3 * CHUNK_WORDS + 5
+    pieces = list(ahead(WordStream(4).pieces(count)))
+    assert [piece.size for piece in pieces] == [CHUNK_WORDS] * 3 + [5]
+    assert np.array_equal(np.concatenate(pieces), WordStream(4).words(count))
+
+
+def test_what_fails_ahead_fails_where_it_is_used() -> None:
+    items = ahead(10 // number for number in (5, 0, 1))
+    assert next(items) == 2
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+
+
+@pytest.mark.parametrize("dtype", sorted(PRECISION_BITS))
+@pytest.mark.parametrize(("sampler", "fused"), [("torch>=2.12", True), ("torch>=2.12", False), ("torch<2.12", False)])
+@given(bound=BOUNDS)
+@settings(max_examples=5, deadline=None)
+def test_every_word_looked_up_is_the_word_computed(dtype: str, sampler: Sampler, fused: bool, bound: float) -> None:
+    table = Uniform16Bit(-bound, bound, dtype, sampler=sampler, fused_multiply_add=fused)
+    seen = np.zeros(1 << 16, dtype=np.bool_)
+    found = np.empty(CHUNK_WORDS, dtype=np.uint16)
+    for begin in range(0, 1 << 24, CHUNK_WORDS):
+        words = np.arange(begin, begin + CHUNK_WORDS, dtype=np.uint32) | np.uint32(0xA5000000)
+        table.draw(words, found)
+        due = uniform_16_bit(words, -bound, bound, dtype, sampler=sampler, fused_multiply_add=fused)
+        assert np.array_equal(found, due)
+        seen[due] = True
+    assert np.array_equal(table.codes, np.flatnonzero(seen))
 
 
 @given(SEEDS, COUNTS, BOUNDS)
