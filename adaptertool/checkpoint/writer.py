@@ -1,8 +1,9 @@
 """A checkpoint replaced or written anew, so that at every moment what is there is whole.
 
-Everything is staged beside its place under a name that says so, flushed, and read back, before a rename puts it there. A
-process killed at any point leaves the old checkpoint, the new one, or, in between, the new config with the old weights (or
-the other way round, as the change asks), which PEFT loads to the same outputs; and perhaps a staged file.
+Everything is made in a staging folder beside its place, flushed, and read back, before a rename puts it there. A process
+killed at any point leaves the old checkpoint, the new one, or, in between, the new config with the old weights (or the other
+way round, as the change asks), which PEFT loads to the same outputs; and perhaps a staging folder, which the next run clears
+away.
 """
 
 from __future__ import annotations
@@ -10,32 +11,40 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import secrets
 import shutil
-import signal
-import socket
-import threading
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.config import CONFIG_NAME
+from adaptertool.checkpoint.copying import Tree, keep_attributes, usual_mode
 from adaptertool.checkpoint.discover import MARKS, is_checkpoint
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.serialize import NewWeights, private, write_weights
+from adaptertool.checkpoint.staging import (
+    NEW,
+    REPLACED,
+    clear,
+    holds_replaced_files,
+    is_staging,
+    locked,
+    note_to_finish,
+    staging,
+    sync_folder,
+    uninterrupted,
+)
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.errors import CorruptError, NoSpaceError, UsageError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.folder import Folder
 
-_STAGED = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d{1,9})-[0-9a-f]+\.(?P<what>tmp|old)")
-
-
-_UMASK = threading.Lock()
+Progressed = Callable[[int], None]
+"""Is told how many bytes were written since the last call."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,8 @@ def _exists(output: Path) -> UsageError:
 
 
 def _occupied(output: Path) -> bool:
-    """Whether a folder holds anything but what other runs of this program have staged there."""
-    staged = (_STAGED.fullmatch(path.name) for path in output.iterdir())
-    return any(match is None or match["what"] == "old" for match in staged)
+    """Whether a folder holds anything but what other runs of this program are making there."""
+    return any(not is_staging(path.name) or holds_replaced_files(path) for path in output.iterdir())
 
 
 def check_in_place(adapter: Adapter) -> Path:
@@ -116,7 +124,21 @@ def check_in_place(adapter: Adapter) -> Path:
     return folder.path
 
 
-def replace_in_place(adapter: Adapter, change: Change, progress: Callable[[int], None] = lambda _: None) -> None:
+def clear_place(adapter: Adapter, output: Path | None) -> None:
+    """Remove what killed runs of this program left where something is about to be written; see `staging.clear`.
+
+    Args:
+        adapter: The source.
+        output: The folder that is to be written; None where the source itself is to be changed.
+    """
+    if output is not None:
+        clear(output.parent)
+        clear(output)
+    elif isinstance(adapter.folder, LocalFolder):
+        clear(adapter.folder.path)
+
+
+def replace_in_place(adapter: Adapter, change: Change, progress: Progressed = lambda _: None) -> None:
     """Replace the weights and the config of a local checkpoint.
 
     Raises:
@@ -129,31 +151,30 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Callable[[int],
             f"{folder / change.weights_name} exists, and is not what {adapter.weights_name} is to become",
             hint="Use -o DIR.",
         )
-    _sweep(folder)
-    with _staging(folder) as stage:
+    with _os_errors(folder), staging(folder, adapter.weights_name) as staged:
+        (staged / NEW).mkdir()
         replacements = []
         if change.weights is not None:
             _require_space(folder, change.weights.file_bytes)
-            weights = stage(change.weights_name)
+            weights = staged / NEW / change.weights_name
             write_weights(change.weights, weights, progress)
-            _keep_mode(folder / adapter.weights_name, weights)
+            keep_attributes(folder / adapter.weights_name, weights)
+            if change.obsolete:
+                note_to_finish(staged, weights, [folder / name for name in change.obsolete])
             replacements.append((weights, folder / change.weights_name))
         if change.config_text is not None:
-            config = stage(CONFIG_NAME)
+            config = staged / NEW / CONFIG_NAME
             _write_text(config, change.config_text)
-            _keep_mode(folder / CONFIG_NAME, config)
+            keep_attributes(folder / CONFIG_NAME, config)
             replacements.insert(0 if change.config_first else len(replacements), (config, folder / CONFIG_NAME))
-        try:
-            with _uninterrupted(), _locked(folder):
-                _check_unchanged(adapter)
-                for staged, final in replacements:
-                    staged.replace(final)
-                    _sync_folder(folder)
-                for name in change.obsolete:
-                    (folder / name).unlink()
-                _sync_folder(folder)
-        except OSError as error:
-            raise os_error(error, folder, "write to") from error
+        (staged / REPLACED).mkdir()
+        with locked(folder), uninterrupted():
+            _check_unchanged(adapter)
+            _replace(replacements, staged / REPLACED)
+            for name in change.obsolete:
+                (folder / name).unlink()
+            if change.obsolete:
+                sync_folder(folder)
 
 
 def write_folder(
@@ -163,7 +184,7 @@ def write_folder(
     *,
     force: bool,
     in_tree: bool = False,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progressed = lambda _: None,
 ) -> None:
     """Write the changed checkpoint to another folder, with all other files of the source.
 
@@ -181,259 +202,265 @@ def write_folder(
     """
     check_output(adapter, output, force=force, in_tree=in_tree)
     output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow the symlinks that the user named
-    # An existing folder is kept, and may be a file system of its own, so what comes into it is staged in it.
-    existing = output.is_dir()
+
+    def move_into_existing(new: Path, staged: Path) -> None:
+        with locked(output), uninterrupted():
+            _check_unchanged(adapter)
+            if not force and (_meets(new, output) if in_tree else _occupied(output)):
+                raise _exists(output)
+            _check_kinds(new, output)
+            _move_into(new, output, change.weights_name, staged / REPLACED)
+
+    with _parents(output, keep=in_tree) as made:
+        # In a tree, the folders above are those of all outputs.
+        exclude = (output, *made, *(output.parents if in_tree else ()))
+        # An existing folder is kept, and may be a file system of its own, so what comes into it is staged in it.
+        if output.is_dir():
+            with _os_errors(output), staging(output, output.name) as staged:
+                new = staged / NEW
+                new.mkdir()
+                _write_all(adapter, change, new, exclude, progress, in_tree=in_tree)
+                move_into_existing(new, staged)
+            return
+        with _os_errors(output), staging(output.parent, output.name) as new:
+            _write_all(adapter, change, new, exclude, progress, in_tree=in_tree)
+            if isinstance(adapter.folder, LocalFolder):
+                keep_attributes(adapter.folder.path, new)
+            else:
+                usual_mode(new)
+            with uninterrupted():
+                _check_unchanged(adapter)
+                placed = _renamed(new, output, or_exists=in_tree)
+            if not placed:
+                with staging(output, output.name) as staged:
+                    move_into_existing(new, staged)
+
+
+def _renamed(new: Path, output: Path, *, or_exists: bool) -> bool:
+    """Rename a folder; with `or_exists`, say so where another one has been made there meanwhile."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(output)
     except OSError as error:
-        raise os_error(error, output.parent, "write to") from error
-    where = output if existing else output.parent
-    _sweep(where)
-    with _staging(where) as stage:
-        staged = stage(output.name)
-        try:
-            staged.mkdir(mode=0o700)
-            _copy_others(adapter, change, staged, exclude=output, in_tree=in_tree)
-            if change.weights is not None:
-                _require_space(staged, change.weights.file_bytes)
-                write_weights(change.weights, staged / change.weights_name, progress)
-            config = staged / CONFIG_NAME
-            _write_text(config, change.config_text if change.config_text is not None else adapter.config.text)
-            source = adapter.folder.path if isinstance(adapter.folder, LocalFolder) else None
-            if change.weights is not None:
-                _keep_mode(source and source / adapter.weights_name, staged / change.weights_name)
-            _keep_mode(source and source / CONFIG_NAME, config)
-            _sync_folder(staged)
-            if not existing:
-                _keep_mode(source, staged)
-                with _uninterrupted():
-                    _check_unchanged(adapter)
-                    existing = not _renamed(staged, output, or_exists=in_tree)
-            if existing:
-                with _uninterrupted(), _locked(output):
-                    _check_unchanged(adapter)
-                    if not force and (_meets(staged, output) if in_tree else _occupied(output)):
-                        raise _exists(output)
-                    _move_into(staged, output, change.weights_name, stage)
-            _sync_folder(output.parent)
-            _sweep(output, old=True)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise _exists(output) from error
-            raise os_error(error, error.filename2 or error.filename or output, "write to") from error
+        if or_exists and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    try:
+        sync_folder(output.parent)
+    except OSError:
+        output.rename(new)
+        raise
+    return True
 
 
-def write_changes(change: Change, folder: Path, progress: Callable[[int], None] = lambda _: None) -> dict[str, Path]:
-    """Write only the files that a change changes, to an empty folder.
+def _meets(new: Path, output: Path) -> bool:
+    """Whether anything that is new would replace something in the output."""
+    files = (path.relative_to(new) for path in new.rglob("*") if not _is_folder(path))
+    return any(os.path.lexists(output / file) for file in files)
 
-    Returns:
+
+@contextlib.contextmanager
+def write_changes(change: Change, progress: Progressed = lambda _: None) -> Iterator[dict[str, Path]]:
+    """Write only the files that a change changes, to a temporary folder that is gone afterwards.
+
+    Yields:
         The files, by their names in the checkpoint.
 
     Raises:
         AdapterToolError: what reading and writing raise.
     """
-    files = {}
-    if change.config_text is not None:
-        files[CONFIG_NAME] = folder / CONFIG_NAME
-        _write_text(files[CONFIG_NAME], change.config_text)
+    place = Path(tempfile.gettempdir())
+    clear(place)
+    with staging(place, "push") as staged:
+        files = {}
+        with _os_errors(place):
+            if change.config_text is not None:
+                files[CONFIG_NAME] = staged / CONFIG_NAME
+                _write_text(files[CONFIG_NAME], change.config_text)
+            if change.weights is not None:
+                _require_space(staged, change.weights.file_bytes)
+                files[change.weights_name] = staged / change.weights_name
+                write_weights(change.weights, files[change.weights_name], progress)
+        yield files
+
+
+def _write_all(
+    adapter: Adapter,
+    change: Change,
+    new: Path,
+    exclude: Collection[Path],
+    progress: Progressed,
+    *,
+    in_tree: bool,
+) -> None:
+    """Write the whole changed checkpoint into a staging folder."""
+    written = set() if change.config_text is None else {CONFIG_NAME}
     if change.weights is not None:
-        _require_space(folder, change.weights.file_bytes)
-        files[change.weights_name] = folder / change.weights_name
-        write_weights(change.weights, files[change.weights_name], progress)
-    return files
+        written.add(change.weights_name)
+    gone = {*change.obsolete} | ({adapter.weights_name} if change.weights is not None else set()) - written
+    source = adapter.folder
+    needed = change.weights.file_bytes if change.weights is not None else 0
+    if isinstance(source, LocalFolder):
+        others = Tree(source.path, written | gone, gone, exclude, checkpoints=not in_tree)
+        _require_space(new, needed + others.size())
+        others.copy_to(new)
+    else:
+        _require_space(new, needed)
+        _fetch_others(source, written | gone, new, in_tree=in_tree)
+    if change.weights is not None:
+        weights = new / change.weights_name
+        write_weights(change.weights, weights, progress)
+        _like(source, adapter.weights_name, weights)
+    if change.config_text is not None:
+        config = new / CONFIG_NAME
+        _write_text(config, change.config_text)
+        _like(source, CONFIG_NAME, config)
+    sync_folder(new)
 
 
-def _move_into(staged: Path, output: Path, weights_name: str, stage: Callable[..., Path]) -> None:
+def _like(source: Folder, name: str, copy: Path) -> None:
+    if isinstance(source, LocalFolder):
+        keep_attributes(source.path / name, copy)
+    else:
+        usual_mode(copy)
+
+
+def _fetch_others(source: Folder, skip: Collection[str], new: Path, *, in_tree: bool) -> None:
+    names = source.walk()
+    others = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in MARKS} if in_tree else set()
+    for name in names:
+        if name in skip or others & {*PurePosixPath(name).parents} - {PurePosixPath()}:
+            continue
+        file = source.open(name)
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        with (new / name).open("xb") as copy:
+            for piece in file.stream(0, file.size):
+                copy.write(piece)
+            copy.flush()
+            os.fsync(copy.fileno())
+        file.close()
+
+
+def _check_kinds(new: Path, output: Path) -> None:
+    """Refuse to put a file where there is a folder, or the other way round, before anything is moved."""
+    for path in sorted(new.rglob("*")):
+        final = output / path.relative_to(new)
+        if os.path.lexists(final) and _is_folder(path) != _is_folder(final):
+            what = ("a folder", "a file") if _is_folder(final) else ("a file", "a folder")
+            raise UsageError(
+                f"{final} is {what[0]}, and {what[1]} of that name is to take its place",
+                hint="Name another folder, or move that away.",
+            )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _replace(replacements: list[tuple[Path, Path]], replaced: Path) -> None:
+    """Rename files to their places one after the other; where one fails, those before it go back."""
+    placed: list[tuple[Path, bool]] = []
+    try:
+        for new, final in replacements:
+            existed = os.path.lexists(final)
+            if existed:
+                _keep_aside(final, replaced / final.name)
+            new.replace(final)
+            placed.append((final, existed))
+            sync_folder(final.parent)
+    except BaseException:
+        for final, existed in reversed(placed):
+            if (replaced / final.name).exists():
+                (replaced / final.name).replace(final)
+            elif not existed:
+                final.unlink()
+        raise
+
+
+def _keep_aside(path: Path, place: Path) -> None:
+    """Give a file a second name, by which it can be brought back."""
+    try:
+        os.link(path, place)
+    except OSError:  # a file system without second names
+        if path.name == CONFIG_NAME:
+            shutil.copy2(path, place)
+
+
+def _move_into(new: Path, output: Path, weights_name: str, replaced: Path) -> None:
     """Replace the files of an existing folder.
 
     Its old weights are set aside first: without weights no loader takes the half-replaced folder for a checkpoint. The new
     ones come last.
     """
     names = dict.fromkeys((SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, weights_name, CONFIG_NAME))
-    aside: dict[Path, Path] = {}
-    placed: list[Path] = []
+    replaced.mkdir()
+    aside: list[Path] = []
     try:
         for final in (output / name for name in names):
             if os.path.lexists(final):
-                kept_aside = stage(final.name, "old")
-                final.rename(kept_aside)
-                aside[final] = kept_aside
-        _sync_folder(output)
-        entries = sorted(staged.rglob("*"), key=lambda path: path.relative_to(staged).as_posix() == weights_name)
-        for path in entries:
-            final = output / path.relative_to(staged)
-            if path.is_dir() and not path.is_symlink():
-                final.mkdir(exist_ok=True)
-            else:
-                path.replace(final)
-                placed.append(final)
-        _sync_folder(output)
+                final.rename(replaced / final.name)
+                aside.append(final)
+        sync_folder(replaced)
+        sync_folder(output)
+        for path in sorted(new.iterdir(), key=lambda one: one.name == weights_name):
+            if path.name == weights_name:
+                sync_folder(output)
+            _merge(path, output / path.name)
+        sync_folder(output)
     except BaseException:
-        for final in placed:
-            if final.parent == output and final.name in names:
+        for final in (output / name for name in names):
+            if os.path.lexists(final):
                 final.unlink()
-        for final, kept_aside in reversed(aside.items()):
-            kept_aside.replace(final)
+        for final in reversed(aside):
+            (replaced / final.name).replace(final)
         raise
 
 
-def _renamed(staged: Path, output: Path, *, or_exists: bool) -> bool:
-    """Rename a staged folder; with `or_exists`, say so where another one has been made there meanwhile."""
-    try:
-        staged.rename(output)
-    except OSError as error:
-        if or_exists and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    return True
-
-
-def _meets(staged: Path, output: Path) -> bool:
-    """Whether anything that is staged would replace something in the output."""
-    files = (path.relative_to(staged) for path in staged.rglob("*") if path.is_symlink() or not path.is_dir())
-    return any(os.path.lexists(output / file) for file in files)
-
-
-def _copy_others(adapter: Adapter, change: Change, staged: Path, exclude: Path, *, in_tree: bool) -> None:
-    """Copy everything that is neither the weights nor the config."""
-    folder = adapter.folder
-    done = {CONFIG_NAME, *change.obsolete}
-    if change.weights is not None:
-        done |= {adapter.weights_name, change.weights_name}
-    if not isinstance(folder, LocalFolder):
-        names = folder.walk()
-        others = (
-            {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in MARKS} if in_tree else set()
-        )
-        for name in names:
-            if name not in done and not others & {*PurePosixPath(name).parents} - {PurePosixPath()}:
-                file = folder.open(name)
-                (staged / name).parent.mkdir(parents=True, exist_ok=True)
-                with (staged / name).open("xb") as copy:
-                    for piece in file.stream(0, file.size):
-                        copy.write(piece)
-                    copy.flush()
-                    os.fsync(copy.fileno())
-                file.close()
+def _merge(path: Path, final: Path) -> None:
+    """Move a file, or a folder with what is in it, to a place where a folder may be already."""
+    if not _is_folder(path):
+        path.replace(final)
         return
-    _copy_tree(folder.path, staged, done, exclude, in_tree=in_tree)
-
-
-def _copy_tree(source: Path, target: Path, skip: set[str], exclude: Path, *, in_tree: bool) -> None:
-    for entry in sorted(os.scandir(source), key=lambda one: one.name):
-        path, copy = Path(entry.path), target / entry.name
-        if entry.name in skip or _STAGED.fullmatch(entry.name) or path.absolute() == exclude or entry.name == ".git":
-            continue
-        if in_tree and path.absolute() in exclude.parents:  # the folder of all outputs
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if in_tree and is_checkpoint(path):
-                continue
-            copy.mkdir()
-            _copy_tree(path, copy, set(), exclude, in_tree=in_tree)
-            shutil.copystat(path, copy)
-            _keep_owner(path.stat(), copy)
-        elif entry.is_file():
-            # A symlink to a file becomes the file: what a relative one leads to is not there.
-            try:
-                shutil.copyfile(path, copy)
-            except OSError as error:
-                if error.filename2 is None and error.filename != str(copy):
-                    raise os_error(error, path) from error
-                raise
-            shutil.copystat(path, copy)
-            _keep_owner(path.stat(), copy)
-            with copy.open("rb") as file:
-                os.fsync(file.fileno())
-        elif entry.is_symlink():
-            copy.symlink_to(path.resolve())
+    mode = path.stat().st_mode & 0o7777
+    path.chmod(mode | 0o700)  # nothing can be moved out of a copy of a read-only folder, nor the copy itself
+    if final.is_dir():
+        for one in path.iterdir():
+            _merge(one, final / one.name)
+        sync_folder(final)
+    else:
+        path.rename(final)
+        final.chmod(mode)
 
 
 @contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Callable[..., Path]]:
-    """Names for staged files and folders, which are gone afterwards unless they were renamed."""
-    staged: list[Path] = []
-
-    def stage(name: str, what: str = "tmp") -> Path:
-        mark = f"adaptertool-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        # Long names are cut: with the mark they could pass what file systems allow.
-        staged.append(folder / f".{name[:100]}.{mark}.{what}")
-        return staged[-1]
-
+def _parents(output: Path, *, keep: bool) -> Iterator[list[Path]]:
+    """Make the folders above a path; unless they are kept, they go again where what they were made for fails."""
+    made: list[Path] = []
+    missing = [path for path in output.parents if not os.path.exists(path)]  # noqa: PTH110 - what can't be looked at is found out by making it
     try:
-        yield stage
-    finally:
-        for path in staged:
+        for path in reversed(missing):
+            with _os_errors(path):
+                path.mkdir(exist_ok=True)
+            made.append(path)
+        yield made
+    except BaseException:
+        for path in () if keep else reversed(made):
             with contextlib.suppress(OSError):
-                _remove(path)
-
-
-def _sweep(folder: Path, *, old: bool = False) -> None:
-    """Remove what killed runs of this program on this machine left staged here.
-
-    Args:
-        folder: Where they staged it.
-        old: Whether weights that were set aside go too: only once others are in their place.
-    """
-    with contextlib.suppress(OSError):
-        for path in list(folder.iterdir()):
-            match = _STAGED.fullmatch(path.name)
-            if match is None or match["host"] != socket.gethostname() or _runs(int(match["process"])):
-                continue
-            if match["what"] == "old" and not old:
-                continue
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    for folder, _, _ in os.walk(path):
-        Path(folder).chmod(0o700)  # copies of read-only folders are read-only
-    shutil.rmtree(path, ignore_errors=True)
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and requests to end wait until several renames are done."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+def _os_errors(place: Path) -> Iterator[None]:
+    """Turn what the operating system refuses while a place is written to into errors of ours."""
     try:
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other runs of this program from replacing files there meanwhile; some network file systems have no locks."""
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _runs(process: int) -> bool:
-    if os.name == "nt":  # os.kill would end the process there
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UsageError(
+                f"{error.filename2 or error.filename or place} was made by something else meanwhile",
+                hint="Nothing was changed. Run this again if it is to be overwritten.",
+            ) from error
+        raise os_error(error, error.filename2 or error.filename or place, "write to") from error
 
 
 def _check_unchanged(adapter: Adapter) -> None:
@@ -470,46 +497,3 @@ def _write_text(path: Path, text: str) -> None:
             raise CorruptError(f"{path} reads back differently from what was written")
     except OSError as error:
         raise os_error(error, path.parent, "write to") from error
-
-
-def _keep_mode(source: Path | None, copy: Path) -> None:
-    """Give the copy the mode of the original, and its owner where that is allowed; without one, what new files get."""
-    if source is None:
-        copy.chmod((0o777 if copy.is_dir() else 0o666) & ~_umask())
-        return
-    status = source.stat()
-    _keep_owner(status, copy)
-    copy.chmod(status.st_mode & 0o7777)
-
-
-def _umask() -> int:
-    """What new files are not allowed. It can only be read by setting it, for the whole process: one thread at a time."""
-    with _UMASK:
-        mask = os.umask(0o077)
-        os.umask(mask)
-    return mask
-
-
-def _keep_owner(status: os.stat_result, copy: Path) -> None:
-    """Only root may give files away; who owns a file may give it to any group that they are in."""
-    if not hasattr(os, "chown"):
-        return
-    mode = copy.stat().st_mode & 0o7777
-    for owner, group in ((-1, status.st_gid), (status.st_uid, -1)):
-        with contextlib.suppress(PermissionError):
-            os.chown(copy, owner, group)
-    copy.chmod(mode)  # a change of owner clears set-user-ID bits
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a rename to disk; folders can't be opened for that on Windows."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that can't flush a folder
-            raise
-    finally:
-        os.close(handle)

@@ -13,7 +13,7 @@ import typer
 from adaptertool import __version__
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.cli import check_merge, explain, inspect, restore, slim
-from adaptertool.cli.interrupt import INTERRUPTED, InterruptedWorkError
+from adaptertool.cli.interruption import InterruptedWorkError
 from adaptertool.cli.output import print_error
 from adaptertool.cli.parameters import spare_validators
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
@@ -55,16 +55,15 @@ app.command("check-merge", epilog=check_merge.EXAMPLES)(check_merge.command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.command)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program.
+def run(arguments: Sequence[str]) -> int:
+    """Run a command.
 
     Args:
-        arguments: Those after the program's name; by default the process's own.
+        arguments: Those after the program's name.
 
     Returns:
         The exit code.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal can't show is escaped, not fatal.
         if hasattr(stream, "reconfigure"):
@@ -84,10 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         print_error(UsageError(message or "no command", hint="adaptertool --help"), form)
         return UsageError.exit_code
-    except InterruptedWorkError:
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except InterruptedWorkError as error:
+        return error.exit_code
     except (BrokenPipeError, SystemExit):
         # Whoever read the output has seen enough; what is still buffered goes nowhere. typer ends the process with 1 then,
         # which would be a "no"; asked not to exit, it does so for nothing else.
@@ -104,10 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _discard_output()
         print_error(problem, form if where is not None else "text")
         return problem.exit_code
-    if code == INTERRUPTED:
-        hint = "Every checkpoint is whole; run it again."
-        print_error(UnsupportedError("interrupted", hint=hint), form)
     return int(code or 0)
+
+
+def say_interrupted(arguments: Sequence[str]) -> None:
+    """Say that a command with these arguments was ended by a signal."""
+    error = UnsupportedError("interrupted", hint="Every checkpoint is whole; run it again.")
+    print_error(error, _format_asked_for(arguments))
 
 
 def _discard_output() -> None:

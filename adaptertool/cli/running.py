@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import typer
 
-from adaptertool.cli.interrupt import InterruptedWorkError
+from adaptertool.cli.interruption import Interrupted, InterruptedWorkError
 from adaptertool.cli.output import print_error, print_json, print_json_line, print_pipeline, print_text
 from adaptertool.cli.progress import ManyBar, ProgressBar
 from adaptertool.errors import AdapterToolError, NotFoundError, UnsupportedError, UsageError
@@ -107,7 +107,7 @@ def carry_out(job: Job[R], selection: Selection, form: str) -> None:
     Raises:
         typer.Exit: with the exit code; of several targets the highest.
         AdapterToolError: the one target could not be worked on, or the options make no sense.
-        InterruptedWorkError: Ctrl-C.
+        InterruptedWorkError: a signal ended it.
     """
     raise typer.Exit(_one(job, selection, form) if selection.one else _many(job, selection, form))
 
@@ -181,15 +181,15 @@ def _many(job: Job[R], selection: Selection, form: str) -> int:
             with closing(outcomes):
                 for outcome in outcomes:
                     report.add(outcome)
-        except KeyboardInterrupt:
-            report.interrupted = True
+        except Interrupted as interruption:
+            report.interrupted = interruption
     code = report.end()
-    if report.interrupted:
+    if report.interrupted is not None:
         done, known = bar.counts
         hint = "Every checkpoint is whole. Run it again for the rest."
         message = f"interrupted: {done:,} of {plural(known, 'checkpoint')} done"
         print_error(UnsupportedError(message, hint=hint), "jsonl" if form == "jsonl" else "text")
-        raise InterruptedWorkError
+        raise InterruptedWorkError(report.interrupted.exit_code)
     return code
 
 
@@ -214,7 +214,7 @@ class _Report(Generic[R]):
         self._lines: list[tuple[int, Line]] = []
         self._numbers: dict[str, int] = {}
         self._kept: list[tuple[int, str | PipelineResult]] = []
-        self.interrupted = False
+        self.interrupted: Interrupted | None = None
 
     def numbered(self, found: Iterable[Found]) -> Iterator[Found]:
         """The same, with their order remembered: that of documents which are printed at the end."""
@@ -262,7 +262,7 @@ class _Report(Generic[R]):
                 json.dumps(part, indent=2)
                 for part in (
                     many_head(self._job.name),
-                    many_tail(lines, self._code, interrupted=self.interrupted),
+                    many_tail(lines, self._code, interrupted=self.interrupted is not None),
                 )
             )
             results = ",\n    ".join(text for text in kept if isinstance(text, str))

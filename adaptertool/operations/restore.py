@@ -78,6 +78,7 @@ def restore(
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
+    destination.clear(adapter)
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = method_of(adapter.config).projections

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from adaptertool.checkpoint.writer import (
     Change,
     check_in_place,
     check_output,
+    clear_place,
     replace_in_place,
     write_changes,
     write_folder,
@@ -130,6 +130,11 @@ class Destination:
                 hint="Use -o DIR or --in-place.",
             )
 
+    def clear(self, adapter: Adapter) -> None:
+        """Remove what killed runs left where something is about to be written."""
+        if not self.dry_run and (self.output is not None or self.in_place):
+            clear_place(adapter, self.output)
+
     def carry_out(
         self,
         adapter: Adapter,
@@ -173,7 +178,6 @@ class Destination:
 
         folder = adapter.folder
         assert isinstance(folder, HubFolder)  # noqa: S101 - checked before any work was done
-        with tempfile.TemporaryDirectory(prefix="adaptertool-") as place:
-            files = write_changes(change, Path(place), progress.advance)
+        with write_changes(change, progress.advance) as files:
             title, description = words
             return open_pull_request(folder, files, title=title, description=description, deletes=change.obsolete)

@@ -76,6 +76,7 @@ def slim(
         loader_for(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
+    destination.clear(adapter)
     rule = rule_for(adapter, method_of(adapter.config))
     if in_tree and output is not None and rule is not None and not force and is_checkpoint(Path(output)):
         done = finished(adapter, rule, Path(output), lambda: loader_for(for_torch), keep_one_copy=keep_one_copy)

@@ -1,0 +1,288 @@
+"""Folders in which files are made before a rename puts them in their place, and what lets that happen undisturbed.
+
+A staging folder is named as one (`.NAME.adaptertool-HOST-PROCESS-….tmp`) and locked for as long as its process lives. What a
+killed process leaves of it is found by the next one that writes there, finished or undone as it has to be, and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
+
+_STAGING = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d{1,9})-[0-9a-f]+\.tmp")
+_NOTE = "finish.json"
+
+NEW = "new"
+"""The subfolder of a staging folder that holds files on their way to the folder that it is in."""
+
+REPLACED = "replaced"
+"""The subfolder that holds the weights and config that they take the place of."""
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def is_staging(name: str) -> bool:
+    """Whether a folder of this name is one of ours."""
+    return _STAGING.fullmatch(name) is not None
+
+
+def holds_replaced_files(staging: Path) -> bool:
+    """Whether files of the user lie in a staging folder, set aside by a run that did not finish."""
+    try:
+        return any((staging / REPLACED).iterdir())
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def staging(folder: Path, name: str) -> Iterator[Path]:
+    """A new staging folder, private to the user, which is gone afterwards unless it was renamed.
+
+    Args:
+        folder: Where it is made: on the file system of what is to be replaced.
+        name: What it is for, as part of its name.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    claimed: list[tuple[Path, int | None]] = []
+    try:
+        # Long names are cut: with the mark they could pass what file systems allow.
+        prefix = f".{name[:100]}.adaptertool-{socket.gethostname()[:60]}-{os.getpid()}"
+        while not claimed or not _still_there(*claimed[-1]):
+            path = folder / f"{prefix}-{secrets.token_hex(4)}.tmp"
+            claimed.append((path, None))
+            path.mkdir(mode=0o700)
+            claimed[-1] = (path, _lock(path))
+        yield claimed[-1][0]
+    finally:
+        with uninterrupted():
+            for path, handle in claimed:
+                with contextlib.suppress(OSError):
+                    remove(path)
+                if handle is not None:
+                    os.close(handle)
+
+
+def note_to_finish(staging: Path, placed: Path, obsolete: Sequence[Path]) -> None:
+    """Leave a note that once `placed` is in its place, these files are to go; see `clear`.
+
+    Args:
+        staging: The staging folder.
+        placed: The file in it that is about to be renamed.
+        obsolete: Files in the folder around it.
+    """
+    note = {"placed": _identity(placed), "obsolete": {path.name: _identity(path) for path in obsolete}}
+    with (staging / _NOTE).open("x", encoding="utf-8") as file:
+        json.dump(note, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def clear(folder: Path) -> None:
+    """Finish or undo what killed runs of this user on this machine left in a folder, and remove their staging folders.
+
+    A pickle goes if the safetensors file that was made of it is in its place; weights and config that were set aside come
+    back where nothing took their place.
+    """
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            match = _STAGING.fullmatch(path.name)
+            if match is None or match["host"] != socket.gethostname()[:60] or not _is_mine(path):
+                continue
+            handle = _lock(path)
+            try:
+                # Where there are no locks, the number of the process has to do.
+                if handle is None and (_have_locks(path) or _runs(int(match["process"]))):
+                    continue
+                with uninterrupted(), contextlib.suppress(OSError):
+                    _finish(path)
+                    _put_back(path)
+                    remove(path)
+            finally:
+                if handle is not None:
+                    os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there.
+
+    Raises:
+        OSError: it is a file, and can't be removed.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    for folder, _, _ in os.walk(path):
+        Path(folder).chmod(0o700)  # copies of read-only folders are read-only
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and requests to end wait until several steps are done.
+
+    Blocking the signals would not do: another thread takes them then, and Python still acts on them in this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs handlers in the main thread alone
+        return
+    came: list[int] = []
+
+    def later(number: int, _: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    ours = [number for number, handler in before.items() if callable(handler)]
+    for number in ours:
+        signal.signal(number, later)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs of this program from replacing files there meanwhile; some network file systems have no locks."""
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush renames to disk; folders can't be opened for that on Windows.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that can't flush a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _finish(staging: Path) -> None:
+    """Remove what a run was about to remove when it was killed, if nothing else changed since."""
+    try:
+        note = json.loads((staging / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    folder = staging.parent
+    if any(path.is_file() and _identity(path) == note["placed"] for path in folder.glob("*.safetensors")):
+        for name, identity in note["obsolete"].items():
+            path = folder / name
+            if path.is_file() and _identity(path) == identity:
+                path.unlink()
+        sync_folder(folder)
+
+
+def _put_back(staging: Path) -> None:
+    """Move set-aside weights and config back, unless new weights came."""
+    aside = staging / REPLACED
+    folder = staging.parent
+    if not aside.is_dir() or any(os.path.lexists(folder / name) for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS)):
+        return
+    # The config first: weights make a checkpoint of it.
+    for path in sorted(aside.iterdir(), key=lambda one: one.suffix != ".json"):
+        path.replace(folder / path.name)
+    sync_folder(folder)
+
+
+def _identity(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def _is_mine(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a folder for as long as the descriptor is open; None where another process holds it, or there are no locks."""
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _have_locks(path: Path) -> bool:
+    if os.name == "nt":
+        return False
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _still_there(path: Path, handle: int | None) -> bool:
+    """Whether another run took the folder for a dead one's before it was locked."""
+    if handle is None:
+        return path.is_dir()
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end the process there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
