@@ -1,0 +1,83 @@
+"""Checkpoints and processes for the tests of faults."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adaptertool.checkpoint.staging import is_staging
+from tests.checkpoints import Spec, logits, make_base
+from tests.conftest import Make
+from tests.faults.steps import Stepper, why_not
+
+SPEC = Spec()
+PICKLED = Spec(layout="pickle")
+OLDER = Spec(key=5)
+"""What lies at an output that is overwritten: the same base, another adapter."""
+
+Logits = Callable[[Path], bytes]
+
+
+@pytest.fixture(scope="session")
+def stepper(stored: Make, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stepper]:
+    """Runs the command line one file-system call after the other."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    place = tmp_path_factory.mktemp("stepper")
+    warm_up = [
+        ["slim", stored(SPEC), "-o", place / "slim", "--for-torch", "2.13"],
+        ["slim", stored(PICKLED), "-o", place / "slim-pickled", "--for-torch", "2.13"],
+        ["restore", place / "slim", "-o", place / "restored"],
+        ["inspect", place / "slim", "--format", "json"],
+        ["inspect", place / "missing"],
+    ]
+    stepper = Stepper(place, *warm_up)
+    yield stepper
+    stepper.close()
+
+
+@pytest.fixture(scope="session")
+def peft() -> Logits:
+    """The bits of what PEFT computes with the adapter in a folder; the same files are loaded once."""
+    known: dict[str, bytes] = {}
+
+    def compute(folder: Path) -> bytes:
+        state = digest(folder)
+        if state not in known:
+            known[state] = logits(folder, SPEC, base=make_base("llama"))
+        return known[state]
+
+    return compute
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but what is in staging folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(is_staging(part) for part in path.relative_to(folder).parts)
+    }
+
+
+def digest(folder: Path) -> str:
+    """One hash of them all."""
+    total = hashlib.sha256()
+    for name, content in contents(folder).items():
+        total.update(f"{name} {len(content)} ".encode() + content)
+    return total.hexdigest()
+
+
+def staged_in(folder: Path) -> list[Path]:
+    """All staging folders below a folder."""
+    return [path for path in sorted(folder.rglob("*")) if is_staging(path.name)]
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder, whatever is there now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
