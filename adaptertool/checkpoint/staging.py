@@ -30,7 +30,7 @@ NEW = "new"
 """The subfolder of a staging folder that holds files on their way to the folder that it is in."""
 
 REPLACED = "replaced"
-"""The subfolder that holds the weights and config that they take the place of."""
+"""The subfolder that holds the files that they take the place of, at the same paths."""
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -96,8 +96,8 @@ def note_to_finish(staging: Path, placed: Path, obsolete: Sequence[Path]) -> Non
 def clear(folder: Path) -> None:
     """Finish or undo what killed runs of this user on this machine left in a folder, and remove their staging folders.
 
-    A pickle goes if the safetensors file that was made of it is in its place; weights and config that were set aside come
-    back where nothing took their place.
+    A pickle goes if the safetensors file that was made of it is in its place; files that were set aside come back where no
+    new weights took their place.
     """
     with contextlib.suppress(OSError):
         for path in sorted(folder.iterdir()):
@@ -128,7 +128,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     for folder, _, _ in os.walk(path):
-        Path(folder).chmod(0o700)  # copies of read-only folders are read-only
+        with contextlib.suppress(OSError):
+            Path(folder).chmod(0o700)  # copies of read-only folders are read-only
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -150,6 +151,10 @@ def uninterrupted() -> Iterator[None]:
     ours = [number for number, handler in before.items() if callable(handler)]
     for number in ours:
         signal.signal(number, later)
+        if hasattr(signal, "siginterrupt"):
+            signal.siginterrupt(
+                number, False
+            )  # some file systems let signals break off calls that Python does not repeat
     try:
         yield
     finally:
@@ -210,14 +215,15 @@ def _finish(staging: Path) -> None:
 
 
 def _put_back(staging: Path) -> None:
-    """Move set-aside weights and config back, unless new weights came."""
+    """Move files that were set aside back, unless new weights came."""
     aside = staging / REPLACED
     folder = staging.parent
     if not aside.is_dir() or any(os.path.lexists(folder / name) for name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS)):
         return
-    # The config first: weights make a checkpoint of it.
-    for path in sorted(aside.iterdir(), key=lambda one: one.suffix != ".json"):
-        path.replace(folder / path.name)
+    # Weights make a checkpoint of it, so they come last.
+    files = [path for path in aside.rglob("*") if path.is_symlink() or not path.is_dir()]
+    for path in sorted(files, key=lambda one: one.name in (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS)):
+        path.replace(folder / path.relative_to(aside))
     sync_folder(folder)
 
 

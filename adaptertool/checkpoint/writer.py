@@ -32,6 +32,7 @@ from adaptertool.checkpoint.staging import (
     is_staging,
     locked,
     note_to_finish,
+    remove,
     staging,
     sync_folder,
     uninterrupted,
@@ -170,11 +171,7 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Progressed = la
         (staged / REPLACED).mkdir()
         with locked(folder), uninterrupted():
             _check_unchanged(adapter)
-            _replace(replacements, staged / REPLACED)
-            for name in change.obsolete:
-                (folder / name).unlink()
-            if change.obsolete:
-                sync_folder(folder)
+            _replace(replacements, [folder / name for name in change.obsolete], staged / REPLACED)
 
 
 def write_folder(
@@ -356,8 +353,8 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _replace(replacements: list[tuple[Path, Path]], replaced: Path) -> None:
-    """Rename files to their places one after the other; where one fails, those before it go back."""
+def _replace(replacements: list[tuple[Path, Path]], obsolete: list[Path], replaced: Path) -> None:
+    """Rename files to their places one after the other, and obsolete ones away; where that fails, all of it is undone."""
     placed: list[tuple[Path, bool]] = []
     try:
         for new, final in replacements:
@@ -367,7 +364,13 @@ def _replace(replacements: list[tuple[Path, Path]], replaced: Path) -> None:
             new.replace(final)
             placed.append((final, existed))
             sync_folder(final.parent)
+        for path in obsolete:
+            path.rename(replaced / path.name)
+            sync_folder(path.parent)
     except BaseException:
+        for path in obsolete:
+            if (replaced / path.name).exists():
+                (replaced / path.name).replace(path)
         for final, existed in reversed(placed):
             if (replaced / final.name).exists():
                 (replaced / final.name).replace(final)
@@ -382,7 +385,53 @@ def _keep_aside(path: Path, place: Path) -> None:
         os.link(path, place)
     except OSError:  # a file system without second names
         if path.name == CONFIG_NAME:
-            shutil.copy2(path, place)
+            shutil.copyfile(path, place)
+            keep_attributes(path, place)
+
+
+class _Exchange:
+    """Files moved into a folder that exists, in such a way that it can be undone."""
+
+    def __init__(self, output: Path, replaced: Path) -> None:
+        self._output, self._replaced = output, replaced
+        self._aside: list[Path] = []
+        self._placed: list[Path] = []
+
+    def set_aside(self, final: Path) -> None:
+        """Move what is there out of the way."""
+        place = self._replaced / final.relative_to(self._output)
+        if not place.parent.is_dir():
+            place.parent.mkdir(parents=True)
+        final.rename(place)
+        self._aside.append(final)
+
+    def place(self, path: Path, final: Path) -> None:
+        """Move a file, or a folder with what is in it, to a place where a folder may be already."""
+        if not _is_folder(path):
+            if os.path.lexists(final):
+                self.set_aside(final)
+            path.rename(final)
+            self._placed.append(final)
+            return
+        mode = path.stat().st_mode & 0o7777
+        if mode & 0o300 != 0o300:
+            path.chmod(mode | 0o700)  # nothing can be moved out of a copy of a read-only folder, nor the copy itself
+        if final.is_dir():
+            for one in path.iterdir():
+                self.place(one, final / one.name)
+            sync_folder(final)
+        else:
+            path.rename(final)
+            self._placed.append(final)
+            if mode & 0o300 != 0o300:
+                final.chmod(mode)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        for final in reversed(self._placed):
+            remove(final)
+        for final in reversed(self._aside):
+            (self._replaced / final.relative_to(self._output)).replace(final)
 
 
 def _move_into(new: Path, output: Path, weights_name: str, replaced: Path) -> None:
@@ -391,44 +440,22 @@ def _move_into(new: Path, output: Path, weights_name: str, replaced: Path) -> No
     Its old weights are set aside first: without weights no loader takes the half-replaced folder for a checkpoint. The new
     ones come last.
     """
-    names = dict.fromkeys((SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, weights_name, CONFIG_NAME))
+    exchange = _Exchange(output, replaced)
     replaced.mkdir()
-    aside: list[Path] = []
     try:
-        for final in (output / name for name in names):
-            if os.path.lexists(final):
-                final.rename(replaced / final.name)
-                aside.append(final)
+        for name in dict.fromkeys((SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, weights_name, CONFIG_NAME)):
+            if os.path.lexists(output / name):
+                exchange.set_aside(output / name)
         sync_folder(replaced)
         sync_folder(output)
         for path in sorted(new.iterdir(), key=lambda one: one.name == weights_name):
             if path.name == weights_name:
                 sync_folder(output)
-            _merge(path, output / path.name)
+            exchange.place(path, output / path.name)
         sync_folder(output)
     except BaseException:
-        for final in (output / name for name in names):
-            if os.path.lexists(final):
-                final.unlink()
-        for final in reversed(aside):
-            (replaced / final.name).replace(final)
+        exchange.undo()
         raise
-
-
-def _merge(path: Path, final: Path) -> None:
-    """Move a file, or a folder with what is in it, to a place where a folder may be already."""
-    if not _is_folder(path):
-        path.replace(final)
-        return
-    mode = path.stat().st_mode & 0o7777
-    path.chmod(mode | 0o700)  # nothing can be moved out of a copy of a read-only folder, nor the copy itself
-    if final.is_dir():
-        for one in path.iterdir():
-            _merge(one, final / one.name)
-        sync_folder(final)
-    else:
-        path.rename(final)
-        final.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ OLDER = Spec(key=5)
 """What lies at an output that is overwritten: the same base, another adapter."""
 
 Logits = Callable[[Path], bytes]
+Lay = Callable[[], tuple[Path, list[str]]]
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +83,74 @@ def fresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A command and what it works on.
+
+    Attributes:
+        arguments: The command line; `-o` is followed by the output.
+        source: What the source is: `copies`, `pickle` or `stripped`.
+        existing: Whether another adapter lies at the output.
+    """
+
+    arguments: tuple[str, ...]
+    source: str = "copies"
+    existing: bool = False
+
+    def __str__(self) -> str:
+        return " ".join((*self.arguments, self.source))
+
+
+SCENES = (
+    Scene(("slim", "-o")),
+    Scene(("slim", "-o"), "pickle"),
+    Scene(("slim", "--force", "-o"), existing=True),
+    Scene(("slim", "--in-place")),
+    Scene(("slim", "--in-place"), "pickle"),
+    Scene(("slim", "--keep-one-copy", "--in-place")),
+    Scene(("slim", "--keep-one-copy", "--in-place"), "pickle"),
+    Scene(("restore", "-o"), "stripped"),
+    Scene(("restore", "--force", "-o"), "stripped", existing=True),
+    Scene(("restore", "--in-place"), "stripped"),
+)
+
+
+@pytest.fixture(scope="session")
+def stripped(stored: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What slim leaves of the checkpoint."""
+    from adaptertool import slim
+
+    output = tmp_path_factory.mktemp("stripped") / "adapter"
+    slim(stored(SPEC), output=output, for_torch="2.13")
+    return output
+
+
+@pytest.fixture(params=SCENES, ids=str)
+def scene(request: pytest.FixtureRequest) -> Scene:
+    scene: Scene = request.param
+    return scene
+
+
+@pytest.fixture
+def lay(scene: Scene, stored: Make, stripped: Path, tmp_path: Path) -> Lay:
+    """Lay the scene anew: the source, and the command line."""
+    sources = {"copies": stored(SPEC), "pickle": stored(PICKLED), "stripped": stripped}
+
+    def laid() -> tuple[Path, list[str]]:
+        place = fresh(tmp_path / "place")
+        source = shutil.copytree(sources[scene.source], place / "adapter")
+        (source / "tokenizer").mkdir()
+        (source / "tokenizer" / "vocab.json").write_text("{}")
+        command = [scene.arguments[0], str(source), *scene.arguments[1:]]
+        if command[-1] == "-o":
+            command.append(str(place / "out"))
+        if command[0] == "slim":
+            command += ["--for-torch", "2.13"]
+        if scene.existing:
+            shutil.copytree(stored(OLDER), place / "out")
+            (place / "out" / "notes.txt").write_text("mine")
+        return source, command
+
+    return laid

@@ -7,94 +7,18 @@ taken for a checkpoint, what is left over is named as such, and running the comm
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from adaptertool.checkpoint.staging import is_staging
 from tests.checkpoints import CONFIG, PICKLE, WEIGHTS
 from tests.conftest import Make, Run
-from tests.faults.conftest import OLDER, PICKLED, SPEC, Logits, contents, digest, fresh, staged_in
+from tests.faults.conftest import OLDER, Lay, Logits, Scene, contents, digest, fresh, staged_in
 from tests.faults.steps import KILL, Stepper
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A command and what it works on.
-
-    Attributes:
-        arguments: The command line; `-o` is followed by the output.
-        source: What the source is: `copies`, `pickle` or `stripped`.
-        existing: Whether another adapter lies at the output.
-    """
-
-    arguments: tuple[str, ...]
-    source: str = "copies"
-    existing: bool = False
-
-    def __str__(self) -> str:
-        return " ".join((*self.arguments, self.source))
-
-
-SCENES = (
-    Scene(("slim", "-o")),
-    Scene(("slim", "-o"), "pickle"),
-    Scene(("slim", "--force", "-o"), existing=True),
-    Scene(("slim", "--in-place")),
-    Scene(("slim", "--in-place"), "pickle"),
-    Scene(("slim", "--keep-one-copy", "--in-place")),
-    Scene(("slim", "--keep-one-copy", "--in-place"), "pickle"),
-    Scene(("restore", "-o"), "stripped"),
-    Scene(("restore", "--force", "-o"), "stripped", existing=True),
-    Scene(("restore", "--in-place"), "stripped"),
-)
-
-
-@pytest.fixture(scope="session")
-def stripped(stored: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What slim leaves of the checkpoint."""
-    from adaptertool import slim
-
-    output = tmp_path_factory.mktemp("stripped") / "adapter"
-    slim(stored(SPEC), output=output, for_torch="2.13")
-    return output
-
-
-@pytest.fixture(params=SCENES, ids=str)
-def scene(request: pytest.FixtureRequest) -> Scene:
-    scene: Scene = request.param
-    return scene
-
-
-@pytest.fixture
-def lay(scene: Scene, stored: Make, stripped: Path, tmp_path: Path) -> Callable[[], tuple[Path, list[str]]]:
-    """Lay the scene anew: the source, and the command line."""
-    sources = {"copies": stored(SPEC), "pickle": stored(PICKLED), "stripped": stripped}
-
-    def laid() -> tuple[Path, list[str]]:
-        place = fresh(tmp_path / "place")
-        source = shutil.copytree(sources[scene.source], place / "adapter")
-        (source / "tokenizer").mkdir()
-        (source / "tokenizer" / "vocab.json").write_text("{}")
-        command = [scene.arguments[0], str(source), *scene.arguments[1:]]
-        if command[-1] == "-o":
-            command.append(str(place / "out"))
-        if command[0] == "slim":
-            command += ["--for-torch", "2.13"]
-        if scene.existing:
-            shutil.copytree(stored(OLDER), place / "out")
-            (place / "out" / "notes.txt").write_text("mine")
-        return source, command
-
-    return laid
 
 
 def test_killed_at_every_step(
     scene: Scene,
-    lay: Callable[[], tuple[Path, list[str]]],
+    lay: Lay,
     stepper: Stepper,
     peft: Logits,
     stored: Make,
@@ -165,7 +89,7 @@ def done_digest(finished: dict[str, bytes], place: Path) -> str:
     return digest(reference)
 
 
-def test_what_is_renamed_was_flushed(scene: Scene, lay: Callable[[], tuple[Path, list[str]]], stepper: Stepper) -> None:
+def test_what_is_renamed_was_flushed(scene: Scene, lay: Lay, stepper: Stepper) -> None:
     """A rename that reaches the disk before the data would leave an empty file after a power failure."""
     source, command = lay()
     steps = stepper.run(*command).steps
@@ -184,6 +108,8 @@ def test_what_is_renamed_was_flushed(scene: Scene, lay: Callable[[], tuple[Path,
             elif new == str(source.parent / "out"):
                 assert {old, f"{old}/{WEIGHTS}", f"{old}/{CONFIG}"} <= flushed, f"{step} before all was flushed"
                 renamed += 1
+            if "replaced" in Path(new).parts:
+                continue
             after = {one.paths[0] for one in steps[number:] if one.call == "fsync"}
             assert str(Path(new).parent) in after, f"{step} was not flushed itself"
     assert renamed > 0
