@@ -7,6 +7,7 @@ Only where headers and the table can't decide, and transformers is installed. Ta
 from __future__ import annotations
 
 import importlib.util
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,9 @@ class LiveModel:
     name: str
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def build_live_model(
     config: Mapping[str, Any], adapter: Mapping[str, Any], modules: Sequence[str], stored: Iterable[str]
 ) -> LiveModel | None:
@@ -75,6 +79,14 @@ def build_live_model(
     """
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         return None
+    # transformers sets torch's default dtype, which is the whole process's, while it builds a model.
+    with _ONE_AT_A_TIME:
+        return _build_live_model(config, task_type, modules, stored)
+
+
+def _build_live_model(
+    config: Mapping[str, Any], task_type: str | None, modules: Sequence[str], stored: Iterable[str]
+) -> LiveModel | None:
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")

@@ -70,7 +70,8 @@ def test_each_line_is_the_document_of_that_target_alone(command: list[str], runs
 
 @pytest.mark.parametrize("command", ["inspect", "check-merge", "slim"])
 def test_one_document_of_all(command: str, runs: Path, run: Run) -> None:
-    options: list[object] = {"check-merge": ["--base", runs / "base"], "slim": ["--dry-run"]}.get(command, [])
+    every: dict[str, list[object]] = {"check-merge": ["--base", runs / "base"], "slim": ["--dry-run"]}
+    options = every.get(command, [])
     outcome = run(command, "-r", runs, *options, "--format", "json")
     assert outcome.err == ""
     document = outcome.document
