@@ -1,7 +1,8 @@
 """Which checkpoints a tree of folders, a repo, or an organisation of the Hub holds.
 
 A tree is walked as `find` and `grep -r` walk it, hidden folders left out. A symlink to a folder is followed once all real
-folders are known, and only where it leads to one that was not walked, so that nothing is found twice and loops end.
+folders are known, and only where it leads to one that was not walked and that the tree itself is not in, so that nothing is
+found twice and loops end.
 """
 
 from __future__ import annotations
@@ -149,6 +150,8 @@ class _Walk:
         """The checkpoints that only symlinks lead to; then a problem for each tree that held none."""
         while self._links:
             link = self._links.pop(0)
+            if self._is_above(link):
+                continue
             for folder in self._folders(link):
                 self._linked.append(folder)
                 yield from self.new([Found(str(folder), _place(folder, top), linked=True)])
@@ -158,6 +161,11 @@ class _Walk:
             message = f"{root} holds no PEFT adapter, in no folder below it"
             hint = f"An adapter is a folder with {CONFIG_NAME}; hidden folders are not looked into."
             yield Found(str(root), _place(root, top), problem=NotFoundError(message, hint=hint))
+
+    def _is_above(self, link: Path) -> bool:
+        """Whether a symlink leads out of a tree to what the tree itself is in: that is not a part of it."""
+        there = Path(os.path.realpath(link))
+        return any(there in Path(os.path.realpath(root)).parents for root in self._roots)
 
     def _given_below(self, root: Path) -> bool:
         path = Path(os.path.realpath(root))

@@ -81,11 +81,11 @@ def build_live_model(
         return None
     # transformers sets torch's default dtype, which is the whole process's, while it builds a model.
     with _ONE_AT_A_TIME:
-        return _build_live_model(config, task_type, modules, stored)
+        return _build_live_model(config, adapter, modules, stored)
 
 
 def _build_live_model(
-    config: Mapping[str, Any], task_type: str | None, modules: Sequence[str], stored: Iterable[str]
+    config: Mapping[str, Any], adapter: Mapping[str, Any], modules: Sequence[str], stored: Iterable[str]
 ) -> LiveModel | None:
     from transformers import CONFIG_MAPPING
 

@@ -1,17 +1,16 @@
-"""Lists that are read in any width: a table where it fits, and a few lines for each entry where it does not."""
+"""Text and tables that are read in any width, and leave no spaces at the ends of lines."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, chop_cells
-from rich.padding import Padding
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 GAP = 2
 """Columns between two cells."""
@@ -20,15 +19,21 @@ LEAST_NAME = 24
 """Columns that the name at the end of a line is given before the table becomes a list."""
 
 
+WHOLE_NAME = 48
+"""Columns up to which a name is kept whole at the cost of columns that can be spared."""
+
+
 class Records:
     """Entries of a few short cells and a name of any length, which comes last and is folded, never cut.
 
     Args:
         titles: Of the cells and of the name. A title that begins with `>` is of numbers, which are aligned to the right.
         rows: The cells and the name of each entry.
+        spare: Columns that go, in this order, where the table does not fit.
     """
 
-    def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    def __init__(self, titles: Sequence[str], rows: Sequence[Sequence[Text]], spare: Sequence[int] = ()) -> None:
+        self._spare = spare
         self._right = [title.startswith(">") for title in titles]
         self._titles = [title.removeprefix(">") for title in titles]
         self._rows = rows
@@ -38,8 +43,12 @@ class Records:
         # A column that is empty throughout says nothing.
         kept = [at for at in range(len(self._titles) - 1) if any(row[at].plain for row in self._rows)]
         widths = {at: max(cell_len(self._titles[at]), *(row[at].cell_len for row in self._rows)) for at in kept}
-        room = options.max_width - sum(widths.values()) - GAP * len(kept)
         longest = max((row[-1].cell_len for row in self._rows), default=0)
+        for at in (None, *self._spare):
+            widths.pop(-1 if at is None else at, None)
+            room = options.max_width - sum(widths.values()) - GAP * len(widths)
+            if room >= min(longest, WHOLE_NAME):
+                break
         if room >= min(longest, LEAST_NAME):
             yield from self._table(widths, max(room, 1))
         else:
@@ -70,7 +79,7 @@ class Records:
                     facts.append("" if not facts.plain else ", ")
                     facts.append(f"{self._titles[at]} " if self._titles[at] else "", style="dim")
                     facts.append_text(row[at])
-            yield Padding.indent(facts, 2)
+            yield Indented(facts)
 
 
 def _folded(name: Text, width: int) -> list[Text]:
@@ -83,3 +92,30 @@ def _folded(name: Text, width: int) -> list[Text]:
     for piece_ in pieces:
         piece_.no_wrap, piece_.overflow = True, "ignore"
     return pieces
+
+
+class Indented:
+    """A paragraph that is set in from the left, all its lines.
+
+    Args:
+        text: The paragraph.
+        by: Columns.
+        mark: What stands before its first line, such as `- `; the others are set in by as much.
+        hang: Columns that all lines but the first are set in further.
+    """
+
+    def __init__(self, text: Text, by: int = 2, mark: str = "", hang: int = 0) -> None:
+        self._text, self._by, self._mark, self._hang = text, by, mark, hang + len(mark)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Wrap it."""
+        width = max(options.max_width - self._by - self._hang, 1)
+        for number, line in enumerate(self._text.wrap(console, width)):
+            line.rstrip()
+            lead = " " * self._by + (self._mark if number == 0 else " " * self._hang)
+            yield Text.assemble(lead, line, no_wrap=True, overflow="ignore")
+
+
+def bullets(texts: Iterable[str], by: int = 2) -> list[RenderableType]:
+    """A list, an entry a text."""
+    return [Indented(Text(text), by, "- ") for text in texts]

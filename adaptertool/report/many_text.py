@@ -6,12 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
-from adaptertool.report.layout import Records
+from adaptertool.report.layout import Indented, Records
 from adaptertool.report.many import FailedLine, InspectionLine, MergeLine, RewriteLine
-from adaptertool.report.styles import ACTIONS, MERGES, PROJECTIONS, SEVERITIES
+from adaptertool.report.styles import ACTIONS, FIX, MERGES, PROJECTIONS, SEVERITIES
 from adaptertool.words import plural, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -76,16 +75,17 @@ def _inspections(lines: Sequence[InspectionLine]) -> list[RenderableType]:
         )
         for line in shown
     ]
-    table = Records((">could go", ">size", "method", "projections", "findings", "checkpoint"), rows)
+    table = Records((">could go", ">size", "method", "projections", "findings", "checkpoint"), rows, spare=(2, 1))
     return [table, *_hidden(hidden, "nothing to remove and no findings"), ""]
 
 
 def _severities(found: Sequence[Severity]) -> Text:
-    text = Text()
-    for severity, count in Counter(found).items():
-        text.append(", " if text.plain else "")
-        text.append(plural(count, severity).replace("infos", "info"), style=SEVERITIES[severity])
-    return text
+    """How many of the gravest."""
+    for severity, style in SEVERITIES.items():
+        count = sum(one == severity for one in found)
+        if count:
+            return Text(f"{count} info" if severity == "info" else plural(count, severity), style=style)
+    return Text()
 
 
 def _rewrites(lines: Sequence[RewriteLine]) -> list[RenderableType]:
@@ -111,11 +111,11 @@ def _rewrites(lines: Sequence[RewriteLine]) -> list[RenderableType]:
         )
     saves = all(line.bytes_after <= line.bytes_before for line in lines)
     titles = (">saved" if saves else ">added", ">before", ">after", "", "checkpoint")
-    parts: list[RenderableType] = [Records(titles, rows), *_hidden(hidden, "nothing to do"), ""]
+    parts: list[RenderableType] = [Records(titles, rows, spare=(2, 1)), *_hidden(hidden, "nothing to do"), ""]
     for line in shown:
         if line.action == "refused":
             parts.append(Text.assemble(("refused ", "bold red"), _name(line.location)))
-            parts.append(Padding.indent(Text(shortened(line.reason or "", 400)), 2))
+            parts.append(Indented(Text(shortened(line.reason or "", 400))))
     return [*parts, ""] if any(line.action == "refused" for line in shown) else parts
 
 
@@ -132,7 +132,7 @@ def _merges(lines: Sequence[MergeLine]) -> list[RenderableType]:
         )
         for line in shown
     ]
-    return [Records(("verdict", "method", "layers", "checkpoint"), rows), *_hidden(hidden, "mergeable"), ""]
+    return [Records(("verdict", "method", "layers", "checkpoint"), rows, spare=(1,)), *_hidden(hidden, "mergeable"), ""]
 
 
 def _failures(lines: Sequence[FailedLine]) -> list[RenderableType]:
@@ -142,10 +142,10 @@ def _failures(lines: Sequence[FailedLine]) -> list[RenderableType]:
         error = line.error
         parts.append(Text.assemble(("failed ", "bold red"), _name(line.location)))
         code = f" [{error.code}]" if error.code else ""
-        parts.append(Padding.indent(Text(printable(error.message) + code), 2))
+        parts.append(Indented(Text(printable(error.message) + code)))
         if error.hint and error.hint not in hints:
             hints.add(error.hint)
-            parts.append(Padding.indent(Text(f"hint: {printable(error.hint)}", style="cyan"), 2))
+            parts.append(Indented(Text(f"hint: {printable(error.hint)}", style=FIX)))
     return [*parts, ""]
 
 

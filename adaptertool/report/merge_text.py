@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from adaptertool.report.findings_text import findings_text
+from adaptertool.report.layout import Records, bullets
 from adaptertool.report.pipeline import summary_of
+from adaptertool.report.styles import LAYERS, MERGES
 from adaptertool.words import collapsed, plural, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from adaptertool.merge.result import LayerResult
     from adaptertool.operations.check_merge import MergeReport
 
-_VERDICT_STYLES = {
-    "mergeable": "bold green",
-    "not-mergeable": "bold red",
-    "lossy": "bold yellow",
-    "unknown": "bold magenta",
-}
-_STATUS_STYLES = {"ok": "green", "blocked": "red", "lossy": "yellow", "unknown": "magenta"}
-_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
 _ORDER = ("blocked", "lossy", "unknown", "ok")
 
 
@@ -37,30 +30,23 @@ def merge_text(report: MergeReport, *, all_layers: bool = False) -> RenderableTy
         all_layers: Whether every layer gets a line of its own, with its numbers.
     """
     parts: list[RenderableType] = [_head(report), ""]
-    verdict = Text(report.verdict, style=_VERDICT_STYLES[report.verdict])
+    verdict = Text(report.verdict, style=MERGES[report.verdict])
     verdict.append(f": {printable(summary_of(report))}", style="not bold default")
     parts.append(verdict)
     if report.note and report.note != summary_of(report):
         parts.append(Text(printable(report.note)))
     if report.layers:
         parts += ["", _every_layer(report.layers) if all_layers else _ranges(report.layers)]
-    for finding in report.findings:
-        head = Text()
-        head.append(f"{finding.severity} ", style=_SEVERITY_STYLES[finding.severity])
-        head.append(f"{finding.code} {finding.name}", style="bold")
-        parts += ["", head, Padding.indent(Text(shortened(finding.message, 600)), 2)]
-        if finding.fix:
-            parts.append(Padding.indent(Text(printable(finding.fix), style="cyan"), 2))
+    if report.findings:
+        parts += ["", *findings_text(report.findings, names=False)]
     reasons = dict.fromkeys(layer.reason for layer in report.layers if layer.status == "unknown" and layer.reason)
-    if reasons:
-        parts += ["", Text("Could not find out:", style="bold")]
-        parts += [Padding.indent(Text(f"- {shortened(reason, 400)}"), 2) for reason in reasons]
-    if report.not_examined:
-        parts += ["", Text("Not looked at:", style="bold")]
-        parts += [Padding.indent(Text(f"- {shortened(one, 400)}"), 2) for one in report.not_examined]
-    if report.ways_out:
-        parts += ["", Text("What can be done:", style="bold")]
-        parts += [Padding.indent(Text(f"- {shortened(way.text, 900)}"), 2) for way in report.ways_out]
+    for title, texts, length in (
+        ("Could not find out:", reasons, 400),
+        ("Not looked at:", report.not_examined, 400),
+        ("What can be done:", [way.text for way in report.ways_out], 900),
+    ):
+        if texts:
+            parts += ["", Text(title, style="bold"), *bullets(shortened(text, length) for text in texts)]
     return Group(*parts)
 
 
@@ -83,31 +69,31 @@ def _head(report: MergeReport) -> Text:
     return text
 
 
-def _ranges(layers: Sequence[LayerResult]) -> Table:
+def _ranges(layers: Sequence[LayerResult]) -> Records:
     """One line for each group of layers that differ in their number alone."""
-    table = _table("finding", "bias", "loss", "layers")
+    rows = []
     groups: dict[tuple[str, str | None, bool | None, str], list[LayerResult]] = {}
     for layer in sorted(layers, key=lambda one: _ORDER.index(one.status)):
         groups.setdefault((layer.status, layer.code, layer.has_bias, layer.layer_type), []).append(layer)
     for (status, code, has_bias, layer_type), members in groups.items():
-        by_line = collapsed(printable(member.module) for member in members)
         losses = [member.rounding_loss for member in members if member.rounding_loss is not None]
-        for line in by_line:
-            table.add_row(
-                Text(status, style=_STATUS_STYLES[status]),
+        rows += [
+            (
+                Text(status, style=LAYERS[status]),
                 Text(_kind(code, layer_type)),
                 Text(_bias(has_bias)),
                 Text(_loss(max(losses)) if losses else ""),
                 Text(shortened(line, 200)),
             )
-    return table
+            for line in collapsed(printable(member.module) for member in members)
+        ]
+    return Records(("", "finding", "bias", ">loss", "layers"), rows)
 
 
-def _every_layer(layers: Sequence[LayerResult]) -> Table:
-    table = _table("finding", "bias", "loss", "update", "base", "layer")
-    for layer in layers:
-        table.add_row(
-            Text(layer.status, style=_STATUS_STYLES[layer.status]),
+def _every_layer(layers: Sequence[LayerResult]) -> Records:
+    rows = [
+        (
+            Text(layer.status, style=LAYERS[layer.status]),
             Text(_kind(layer.code, layer.layer_type)),
             Text(_bias(layer.has_bias)),
             Text("" if layer.rounding_loss is None else _loss(layer.rounding_loss)),
@@ -115,17 +101,9 @@ def _every_layer(layers: Sequence[LayerResult]) -> Table:
             Text(_norm(layer.bias_norm)),
             Text(shortened(layer.module, 200)),
         )
-    return table
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", no_wrap=True)
-    for title in titles[:-1]:
-        table.add_column(title, no_wrap=True, justify="left" if title in ("finding", "bias") else "right")
-    # The name gets what room is left and is folded, never cut.
-    table.add_column(titles[-1], overflow="fold")
-    return table
+        for layer in layers
+    ]
+    return Records(("", "finding", "bias", ">loss", ">update", ">base", "layer"), rows)
 
 
 def _kind(code: str | None, layer_type: str) -> str:

@@ -15,6 +15,9 @@ ROLES: Mapping[str, str] = {
     "projection-copy": "red",
     "other": "dim",
 }
+FIX = "cyan"
+"""Commands and hints: what to do."""
+
 SEVERITIES: Mapping[str, str] = {"error": "bold red", "warning": "yellow", "info": "blue"}
 PROJECTIONS: Mapping[str, tuple[str, str, str]] = {
     "regenerable": ("regenerable", "green", "PEFT draws these very bits from the seed"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from adaptertool.words import collapsed, plural, printable, shortened, size
+from adaptertool.report.findings_text import findings_text
+from adaptertool.report.layout import Indented, Records, bullets
+from adaptertool.report.styles import FIX, PROJECTIONS, ROLES, SEVERITIES
+from adaptertool.words import plural, printable, shortened, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,28 +21,16 @@ if TYPE_CHECKING:
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.operations.rewrite import Rewrite
 
-_ROLE_STYLES = {
-    "trainable": "green",
-    "saved-module": "cyan",
-    "bias": "cyan",
-    "projection": "yellow",
-    "projection-copy": "red",
-    "other": "dim",
-}
-_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "blue"}
-_VERDICTS = {
-    "regenerable": ("regenerable", "green", "PEFT draws these very bits from the seed"),
-    "regenerable-elsewhere": (
-        "regenerable elsewhere",
-        "yellow",
-        "another torch draws them, the one that loads them does not",
-    ),
-    "not-regenerable": ("not regenerable", "red", "no known recipe draws them"),
-    "copies-differ": ("copies differ", "bold red", "what should be one tensor is not"),
-    "unverified": ("unverified", "yellow", "nothing was compared"),
-    "absent": ("not in the file", "blue", "PEFT draws them when it loads the adapter"),
-}
 _BAR_WIDTH = 60
+_LETTERS = {
+    "trainable": "t",
+    "saved-module": "s",
+    "bias": "b",
+    "projection": "p",
+    "projection-copy": "c",
+    "other": "o",
+}
+"""What the bar is made of where there are no blocks or no colours."""
 
 
 def inspection_text(result: Inspection) -> RenderableType:
@@ -66,12 +55,12 @@ def inspection_text(result: Inspection) -> RenderableType:
     )
     parts: list[RenderableType] = [lines, *_sizes(result.roles)]
     if result.projections is not None:
-        parts += ["", *_projections(result.projections)]
-    parts += ["", *_findings(result.findings)]
+        parts += ["", *_projections(result.projections, result.findings)]
+    parts += ["", *(findings_text(result.findings) or [Text("No findings.", style="green")])]
     for note in result.notes:
-        head = Text("note", style=_SEVERITY_STYLES["info"])
+        head = Text("note", style=SEVERITIES["info"])
         head.append(f"  {plural(len(note.tensors), 'tensor')}, {size(note.bytes)}", style="default")
-        parts += ["", head, Padding.indent(Text(shortened(note.message, 600)), 2)]
+        parts += ["", head, Indented(Text(shortened(note.message, 600)))]
     return Group(*parts)
 
 
@@ -81,14 +70,18 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     text.append(shortened(result.target.location), style="bold")
     if result.action == "nothing-to-do":
         text.append(f"\nnothing to do: {printable(result.reason or '')}\n", style="green")
-        text.append("nothing was written")
+        text.append("nothing was written", style="dim")
         return Group(text, *_remarks(result.findings, ("ADP106", "ADP107", "ADP108")))
     if result.action == "refused":
-        text.append(f"\nrefused: {printable(result.reason or '')}", style="bold red")
+        text.append("\nrefused: ", style="bold red")
+        text.append(printable(result.reason or ""))
         if result.hint:
-            text.append(f"\n{printable(result.hint)}")
-        text.append("\nnothing was written")
-        return Group(text, *_remarks(result.findings, ("ADP103", "ADP104", "ADP105", "ADP106")))
+            text.append("\nhint: ", style=FIX)
+            text.append(printable(result.hint))
+        text.append("\nnothing was written", style="dim")
+        told = [one for one in result.findings if _same(one.message, result.reason)]
+        remarks = _remarks([one for one in result.findings if one not in told], ("ADP104", "ADP105", "ADP106"))
+        return Group(text, *remarks, *(_explained(one) for one in told))
     done = {
         "stripped": ("would strip" if result.dry_run else "stripped", "every copy was compared bit for bit"),
         "kept-one-copy": ("would remove" if result.dry_run else "removed", "the pair that PEFT loads stays"),
@@ -115,22 +108,18 @@ def explanation_text(code: Code) -> RenderableType:
     """What `explain CODE` shows."""
     head = Text()
     head.append(f"{code.code} {code.name}", style="bold")
-    head.append(f"  {code.severity}", style=_SEVERITY_STYLES[code.severity])
+    head.append(f"  {code.severity}", style=SEVERITIES[code.severity])
     parts: list[RenderableType] = [head]
     for title, body in (("What it means", code.meaning), ("Why it matters", code.why), ("What to do", code.remedy)):
-        parts += ["", Text(title, style="bold"), Padding.indent(Text(body), 2)]
-    parts += ["", Text("Example", style="bold"), Padding.indent(Text(code.example, style="cyan"), 2)]
+        parts += ["", Text(title, style="bold"), Indented(Text(body))]
+    parts += ["", Text("Example", style="bold"), Indented(Text(code.example, style=FIX))]
     return Group(*parts)
 
 
 def code_table(codes: Iterable[Code]) -> RenderableType:
     """What `explain` shows."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("code", "name", "severity"):
-        table.add_column(title, no_wrap=True)
-    for code in codes:
-        table.add_row(code.code, code.name, Text(code.severity, style=_SEVERITY_STYLES[code.severity]))
-    return table
+    rows = [(Text(code.code), Text(code.severity, style=SEVERITIES[code.severity]), Text(code.name)) for code in codes]
+    return Records(("code", "severity", "name"), rows)
 
 
 def error_text(error: AdapterToolError) -> RenderableType:
@@ -139,20 +128,23 @@ def error_text(error: AdapterToolError) -> RenderableType:
     code = f" [{error.code}]" if error.code else ""
     text.append(printable(error.message) + code, style="not bold default")
     if error.hint:
-        text.append(f"\nhint: {printable(error.hint)}", style="not bold default")
+        text.append("\nhint: ", style=f"not bold {FIX}")
+        text.append(printable(error.hint), style="not bold default")
     return text
 
 
 def _sizes(roles: Sequence[RoleSize]) -> list[RenderableType]:
     total = sum(one.bytes for one in roles) or 1
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("role", no_wrap=True)
-    for title in ("tensors", "size", "share"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for one in roles:
-        name = Text(one.role, style=_ROLE_STYLES[one.role])
-        table.add_row(name, f"{one.tensors:,}", size(one.bytes), _share(one.bytes, total))
-    return [table, "", _SizeBar(roles)]
+    rows = [
+        (
+            Text(f"{one.tensors:,}"),
+            Text(size(one.bytes)),
+            Text(_share(one.bytes, total)),
+            Text(one.role, style=ROLES[one.role]),
+        )
+        for one in roles
+    ]
+    return [Records((">tensors", ">size", ">share", "role"), rows), "", _SizeBar(roles)]
 
 
 class _SizeBar:
@@ -166,9 +158,9 @@ class _SizeBar:
         total = sum(one.bytes for one in self._roles) or 1
         bar = Text(no_wrap=True, overflow="crop")
         for one in self._roles:
-            cell = one.role[0] if options.ascii_only or not console.is_terminal else "\N{FULL BLOCK}"
+            cell = _LETTERS[one.role] if options.ascii_only or not console.is_terminal else "\N{FULL BLOCK}"
             cells = max(1 if one.bytes else 0, round(width * one.bytes / total))
-            bar.append(cell * cells, style=_ROLE_STYLES[one.role])
+            bar.append(cell * cells, style=ROLES[one.role])
         yield bar
 
 
@@ -177,66 +169,53 @@ def _share(part: int, total: int) -> str:
     return "< 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
 
 
-def _projections(report: ProjectionReport) -> list[RenderableType]:
-    title, style, meaning = _VERDICTS[report.verdict]
+def _projections(report: ProjectionReport, findings: Sequence[Finding]) -> list[RenderableType]:
+    title, style, meaning = PROJECTIONS[report.verdict]
     if report.trained and report.verdict == "not-regenerable":
         title, style, meaning = "trained", "green", "and stored more than once"
     head = Text("Shared tensors: " if report.trained else "Projections: ", style="bold")
     head.append(title, style=f"not bold {style}")
     head.append(f", {meaning}", style="not bold")
+    facts = []
     if report.verdict == "regenerable" and report.verification == "sample":
-        head.append(" (a sample was compared; slim compares all)", style="not bold dim")
-    parts: list[RenderableType] = [head]
+        facts.append("a sample was compared; slim compares all")
     if report.stored:
-        text = f"{plural(report.copies, 'copy').replace('copys', 'copies')} of {size(report.one_copy_bytes)}"
-        parts.append(
-            Padding.indent(Text(f"{text}; {size(report.removable_bytes)} of {size(report.bytes)} could go"), 2)
-        )
+        copies = f"{plural(report.copies, 'copy').replace('copys', 'copies')} of {size(report.one_copy_bytes)}"
+        removable = size(report.removable_bytes)
+        if report.removable_bytes == report.bytes:
+            facts.append(f"{copies}; all of it could go, {removable}")
+        else:
+            facts.append(f"{copies}; {removable} of {size(report.bytes)} could go")
     if report.reproduced:
         drawn = "and they are the ones that were stripped, by their SHA-256"
-        parts.append(
-            Padding.indent(Text(f"drawn here{'' if report.verification == 'full' else ' as a sample'}, {drawn}"), 2)
-        )
-    if report.reason:
-        parts.append(Padding.indent(Text(shortened(report.reason, 400)), 2))
+        facts.append(f"drawn here{'' if report.verification == 'full' else ' as a sample'}, {drawn}")
+    if report.reason and not any(_same(finding.message, report.reason) for finding in findings):
+        facts.append(shortened(report.reason, 400))
     if report.recipe is not None:
         recipe = report.recipe
         fused = {True: ", fused multiply-add", False: ", no fused multiply-add", None: ""}[recipe.fused_multiply_add]
         sampler = "any torch" if recipe.sampler == "any" else recipe.sampler
         chain = " -> ".join(dict.fromkeys((recipe.generated_dtype, *recipe.casts)))
-        parts.append(
-            Padding.indent(Text(f"drawn from seed {recipe.key}: {recipe.basis}, {chain}, {sampler}{fused}"), 2)
-        )
-    return [*parts, *_conditions(report)]
+        facts.append(f"drawn from seed {recipe.key}: {recipe.basis}, {chain}, {sampler}{fused}")
+    return [Indented(head, 0, hang=2), *(Indented(Text(fact)) for fact in facts), *_conditions(report)]
 
 
 def _conditions(report: ProjectionReport) -> list[RenderableType]:
     if not report.loads_with:
         return []
-    parts: list[RenderableType] = [Padding.indent(Text("PEFT draws these very bits with:"), 2)]
-    return [*parts, *(Padding.indent(Text(f"- {printable(one)}"), 4) for one in report.loads_with)]
-
-
-def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
-    if not findings:
-        return [Text("No findings.", style="green")]
-    parts: list[RenderableType] = []
-    for finding in findings:
-        head = Text()
-        head.append(f"{finding.severity} ", style=_SEVERITY_STYLES[finding.severity])
-        head.append(f"{finding.code} {finding.name}", style="bold")
-        if finding.bytes:
-            head.append(f"  {size(finding.bytes)}")
-        parts += [head, Padding.indent(Text(shortened(finding.message, 600)), 2)]
-        if len(finding.tensors) > 0:
-            names = collapsed(shortened(name) for name in finding.tensors)
-            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            parts.append(Padding.indent(Text(", ".join(names[:2]) + more, style="dim"), 2))
-        if finding.fix:
-            parts.append(Padding.indent(Text(f"fix: {printable(finding.fix)}", style="cyan"), 2))
-    return parts
+    conditions = bullets((printable(one) for one in report.loads_with), 4)
+    return [Indented(Text("PEFT draws these very bits with:")), *conditions]
 
 
 def _remarks(findings: Sequence[Finding], codes: tuple[str, ...]) -> list[RenderableType]:
     chosen = [finding for finding in findings if finding.code in codes]
-    return ["", *_findings(chosen)] if chosen else []
+    return ["", *findings_text(chosen)] if chosen else []
+
+
+def _same(message: str, reason: str | None) -> bool:
+    """Whether a finding says what was said already."""
+    return reason is not None and message.rstrip(".").lower() == reason.rstrip(".").lower()
+
+
+def _explained(finding: Finding) -> Text:
+    return Text.assemble((finding.code, "bold"), f": adaptertool explain {finding.code} says more", style="dim")

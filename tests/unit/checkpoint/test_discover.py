@@ -59,6 +59,7 @@ def test_symlinks_give_nothing_twice_and_loops_end(tmp_path: Path) -> None:
     checkpoint(tmp_path / "runs" / "checkpoint-1")
     (tmp_path / "runs" / "best").symlink_to("checkpoint-1")
     (tmp_path / "runs" / "checkpoint-1" / "self").symlink_to(".")
+    checkpoint(tmp_path / "beside")
     (tmp_path / "runs" / "up").symlink_to("..")
     (tmp_path / "runs" / "nowhere").symlink_to("missing")
     (tmp_path / "runs" / "loop").symlink_to("loop")
