@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 import peft
 import torch
@@ -60,8 +60,6 @@ def logits(adapter: Path, input_ids: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Print how far the logits are from those of torch 2.11, three times."""
     warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     there = load_file(ADAPTER / "expected.safetensors")
     print(f"torch {torch.__version__.partition('+')[0]}, PEFT {peft.__version__}")
     low, high = there["logits"].min(), there["logits"].max()
