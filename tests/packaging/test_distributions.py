@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not any(line.startswith("torch") for line in required)
     assert metadata["Description-Content-Type"] == "text/markdown"
+    described = str(metadata.get_payload())
+    assert described.startswith("# adaptertool")
+    assert not re.findall(r"\]\((?!https?:|#)", described), "an index has no files to link to"
 
 
 def test_the_sdist_holds_what_a_clone_holds(distributions: Path) -> None:

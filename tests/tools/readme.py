@@ -28,6 +28,9 @@ INSTALLS = re.compile(r"python3? -m venv |\. \S+/bin/activate$|pip install |pipx
 """Lines that install the program. `.ci/run` does that from a clean clone, and tests/packaging from both distributions."""
 
 _FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+_BUILD = re.compile(r"(?<=\d\.\d\d\.\d)\+\w+\b")
+"""What a torch version says of its build, which differs from machine to machine."""
+
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
 
@@ -130,6 +133,10 @@ class Clone:
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
 
+    def elsewhere(self, text: str) -> str:
+        """An output as it is on a reader's machine: no scratch folder, the Hub itself, and any build of torch."""
+        return _BUILD.sub("", text.replace(str(self.folder), ".").replace(self.hub.endpoint, "https://huggingface.co"))
+
     def terminal(self, command: str, *, colours: bool = False) -> str:
         """What a terminal shows of a command: what it prints, then its errors."""
         master, slave = pty.openpty()
@@ -149,7 +156,7 @@ class Clone:
         os.close(slave)
         reader.join()
         os.close(master)
-        text = (b"".join(printed) + done.stderr).decode().replace("\r\n", "\n").replace(str(self.folder), ".")
+        text = self.elsewhere((b"".join(printed) + done.stderr).decode().replace("\r\n", "\n"))
         if not colours:
             text = _ESCAPE.sub("", text)
         return "".join(f"{line.rstrip()}\n" for line in text.rstrip("\n").split("\n"))
@@ -174,9 +181,12 @@ def session(body: str) -> list[tuple[str, str]]:
 
 
 def elided(printed: str, shown: str) -> str:
-    """An output as it is to be shown: where the last line shown is three dots, as many lines as before stand for all."""
+    """An output as it is to be shown: where the last line shown is three dots, as many lines as before stand for all.
+
+    Dots alone are the place of an output that was not printed yet.
+    """
     lines = shown.split("\n")
-    if lines[-2:] != ["...", ""]:
+    if lines[-2:] != ["...", ""] or len(lines) == 2:
         return printed
     head = printed.split("\n")[: len(lines) - 2]
     return "\n".join([*head, "...", ""])

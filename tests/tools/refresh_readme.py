@@ -65,7 +65,7 @@ def refreshed(text: str, clone: Clone) -> str:
             done = clone.python(body)
             if done.returncode != 0:
                 raise BlockError(f"{body}\n{done.stdout}{done.stderr}")
-            printed = done.stdout
+            printed = clone.elsewhere(done.stdout)
         elif block.language == "text":  # what the Python block before it prints
             body = printed
         elif block.language == "console":
