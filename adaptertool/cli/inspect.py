@@ -65,10 +65,10 @@ class _Inspect:
     name: str = "inspect"
 
     def check(self) -> None:
-        from adaptertool.projection.loader import loader_for
+        from adaptertool.projection.loader import parse_version
 
         if self.for_torch is not None:
-            loader_for(self.for_torch)
+            parse_version(self.for_torch)
 
     def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Inspection:  # noqa: ARG002
         from adaptertool.operations.inspect import inspect

@@ -54,11 +54,11 @@ class _Slim:
     name: str = "slim"
 
     def check(self) -> None:
-        from adaptertool.projection.loader import loader_for
+        from adaptertool.projection.loader import parse_version
 
         self.place.check()
         if self.for_torch is not None:
-            loader_for(self.for_torch)
+            parse_version(self.for_torch)
 
     def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Rewrite:
         from adaptertool.operations.slim import slim

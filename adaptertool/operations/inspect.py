@@ -16,7 +16,7 @@ from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
 from adaptertool.operations.result import Result
 from adaptertool.progress import SILENT, Progress
-from adaptertool.projection.loader import loader_for, torch_is_installed
+from adaptertool.projection.loader import loader_for, parse_version, torch_is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +133,7 @@ def inspect(
         AdapterToolError: the checkpoint can't be found, read or understood.
     """
     if for_torch is not None:
-        loader_for(for_torch)  # a version that makes no sense is refused whatever the checkpoint holds
+        parse_version(for_torch)  # a version that makes no sense is refused whatever the checkpoint holds
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     level: Level = verify or ("sample" if for_torch or torch_is_installed() else "none")
     projections, findings = examine_adapter(adapter, level, for_torch, progress)
@@ -156,7 +156,7 @@ def examine_adapter(
     rule = rule_for(adapter, method_of(adapter.config))
     report, findings = None, []
     if rule is not None:
-        report = examine(adapter, rule, level, lambda: loader_for(for_torch), progress)
+        report = examine(adapter, rule, level, lambda: loader_for(for_torch, ask=level == "full"), progress)
         findings += findings_about(report, adapter, rule)
     findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":

@@ -11,7 +11,7 @@ from adaptertool.findings import Finding
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import Fingerprint
-from adaptertool.projection.loader import torch_is_installed
+from adaptertool.projection.loader import asked, torch_is_installed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,6 +140,10 @@ def examine(
             return replace(report, verification=level, verdict="copies-differ", reason=difference, removable_bytes=0)
         return replace(report, reason="torch is not installed, so nothing says what will be drawn")
     outcome = verify(comparison, stored, basis, known)
+    if known.concluded and outcome.verdict in ("regenerable-elsewhere", "not-regenerable"):
+        # A "no" is not concluded from a version: torch itself is asked.
+        itself = asked()
+        outcome = outcome if itself.draws_like(known) else verify(comparison, stored, basis, itself)
     removable = {"regenerable": report.bytes, "copies-differ": 0}.get(outcome.verdict, report.removable_bytes)
     return replace(
         report,
@@ -230,8 +234,10 @@ def _examine_absent(
         return replace(report, verification=level, reason=reason)
     if level == "sample" and too_large(basis) is None and not can_be_sampled(basis):
         return report
-    report = replace(report, verification=level)
-    return replace(report, reason=why_not_reproduced(fingerprint, basis, known, whole=level == "full"))
+    why_not = why_not_reproduced(fingerprint, basis, known, whole=level == "full")
+    if why_not is not None and known.concluded:
+        why_not = why_not_reproduced(fingerprint, basis, asked(), whole=False)
+    return replace(report, verification=level, reason=why_not)
 
 
 def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections) -> list[Finding]:

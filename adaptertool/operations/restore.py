@@ -20,7 +20,7 @@ from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
-from adaptertool.projection.loader import loader_for
+from adaptertool.projection.loader import parse_version
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def restore(
         AdapterToolError: the checkpoint can't be read, or the output not be written; nothing was changed.
     """
     if for_torch is not None:
-        loader_for(for_torch)
+        parse_version(for_torch)
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     destination.clear(adapter)

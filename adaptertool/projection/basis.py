@@ -7,13 +7,13 @@ the calls that PEFT makes, with the torch that is installed. Tests hold the two 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from adaptertool.projection.drawn import Drawn, Tabulated, cast_chains, code_values
+from adaptertool.projection.drawn import Drawn, Ranged, Tabulated, cast_chains, code_values
 from adaptertool.projection.dtypes import FLOATS, from_bits, rounded
 from adaptertool.projection.generation import Generation, Sampler
 from adaptertool.projection.sampler import (
@@ -28,6 +28,10 @@ from adaptertool.projection.sampler import (
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+
+Ranges = Sequence[tuple[int, int]]
+"""Half-open ranges of the elements of a projection, in ascending order."""
 
 
 class Basis(Protocol):
@@ -67,6 +71,9 @@ class Basis(Protocol):
     def draw(self, generation: Generation) -> Iterator[tuple[str, Drawn]]:
         """Draw it as that generation does: kind and projection, in order, each drawn when it is asked for."""
 
+    def draw_ranges(self, generation: Generation, wanted: Mapping[str, Ranges]) -> Iterator[tuple[str, Drawn]]:
+        """As `draw`, where no other elements of a kind than these will be asked for."""
+
     def draw_with_torch(self, dtype: str) -> Iterator[tuple[str, Drawn]]:
         """Draw it with the installed torch, as PEFT does."""
 
@@ -74,7 +81,19 @@ class Basis(Protocol):
         """Whether any element differs between a kernel that fuses multiply-add and one that does not."""
 
 
-class FloatBasis:
+class WholeBasis:
+    """The part of a `Basis` that is the same wherever elements can't be drawn without all that come before them."""
+
+    def draw(self, generation: Generation) -> Iterator[tuple[str, Drawn]]:
+        """See `Basis.draw`."""
+        raise NotImplementedError
+
+    def draw_ranges(self, generation: Generation, wanted: Mapping[str, Ranges]) -> Iterator[tuple[str, Drawn]]:
+        """All elements are drawn."""
+        return self.draw(generation)
+
+
+class FloatBasis(WholeBasis):
     """The part of a `Basis` that is the same wherever floating point numbers are drawn and cast."""
 
     fixed: ClassVar[Mapping[str, str]] = {}
@@ -107,6 +126,9 @@ BLOCKS = 32
 """Blocks of a basis that are drawn before they are put in place: one at a time would touch every cache line of it once for
 each block."""
 
+
+FEW = 1 << 20
+"""Elements up to which a projection is drawn as a whole, whatever is asked for."""
 
 COUNTED = 1 << 20
 """Elements that are counted at a time, many times as many as there are values to count."""
@@ -185,6 +207,40 @@ class RandLoraBasis(FloatBasis):
                 signs[at : at + piece.size] = piece
                 at += piece.size
             yield kind, _normalised_signs(signs)
+
+    def draw_ranges(self, generation: Generation, wanted: Mapping[str, Ranges]) -> Iterator[tuple[str, Drawn]]:
+        """Of a large dense B only those elements, where the deviation of all of them is known without drawing them."""
+        numel = math.prod(self.shapes["randlora_B"])
+        ranges = wanted.get("randlora_B", ((0, numel),))
+        deviation = _certain_deviation(self.rank, numel, generation) if self.name == "dense" else None
+        if deviation is None or numel < FEW or sum(stop - start for start, stop in ranges) > numel // 8:
+            yield from self.draw(generation)
+            return
+        yield next(iter(self.draw(generation)))
+        stream = WordStream(self.key)
+        stream.skip(self.rank * self.smaller)
+        # A run of `rank` elements stands together in the stream; the runs of one base come before those of the next.
+        words = {
+            each: np.empty((-(-each[1] // self.rank) - each[0] // self.rank, self.rank), np.uint32) for each in ranges
+        }
+        runs = [
+            (run % self.bases, run // self.bases, out)
+            for (start, _), wanted_words in words.items()
+            for run, out in enumerate(wanted_words, start // self.rank)
+        ]
+        at = 0
+        for base, row, out in sorted(runs, key=lambda run: run[:2]):
+            begin = (base * self.larger + row) * self.rank
+            stream.skip(begin - at)
+            out[:] = stream.words(self.rank)
+            at = begin + self.rank
+        uniform = _uniform(self.rank, generation)
+        codes = {
+            (start, stop): uniform.compute(drawn.reshape(-1)[start % self.rank :][: stop - start])
+            for (start, stop), drawn in words.items()
+        }
+        table = _divided(code_values(generation.dtype), deviation, generation.dtype)
+        yield "randlora_B", Ranged(numel, codes, table, uniform.codes)
 
     def _fill(
         self, out: NDArray[np.uint16], stream: WordStream, fan_in: int, generation: Generation
@@ -279,8 +335,28 @@ def _normalised_16_bit(codes: NDArray[np.uint16], counts: NDArray[np.int64], dty
     # Codes that are never drawn overflow; one element alone has no deviation.
     with np.errstate(all="ignore"):
         variance = np.float64((weights * (exact - mean) ** 2).sum()) / np.float64(codes.size - 1)
-        deviation = rounded(np.array([np.sqrt(variance)]).astype(np.float32), dtype)[0]
-        return Tabulated(codes, rounded(values / deviation, dtype))
+        return Tabulated(codes, _divided(values, float(np.sqrt(variance)), dtype))
+
+
+def _divided(values: NDArray[np.float32], deviation: float, dtype: str) -> NDArray[np.float32]:
+    with np.errstate(all="ignore"):
+        return rounded(values / rounded(np.array([deviation], dtype=np.float32), dtype)[0], dtype)
+
+
+def _certain_deviation(fan_in: int, count: int, generation: Generation) -> float | None:
+    """The standard deviation of so many draws, where it is sure to round to one number of the dtype; else None.
+
+    Uniform numbers up to a bound b have the deviation b/√3, and that of `count` of them strays from it by √(0.2 / count) of
+    its value: twelve times that is allowed for, and 1/4000 for the grid that they are drawn on and their rounding.
+    """
+    bound = np.array([kaiming_bound(fan_in)], dtype=np.float32)
+    if generation.sampler == "torch<2.12":
+        bound = rounded(bound, generation.dtype)
+    deviation = float(bound[0]) / math.sqrt(3)
+    margin = 12 * math.sqrt(0.2 / count) + 1 / 4000
+    ends = np.array([deviation * (1 - margin), deviation * (1 + margin)], dtype=np.float32)
+    low, high = rounded(ends, generation.dtype)
+    return deviation if low == high else None
 
 
 def _normalised_signs(signs: NDArray[np.int8]) -> Tabulated:

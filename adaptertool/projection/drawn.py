@@ -10,7 +10,7 @@ import numpy as np
 from adaptertool.projection.dtypes import BIT_TYPES, FLOATS, from_bits, rounded, to_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -84,6 +84,37 @@ class Tabulated:
             return True
         pieces = (self.codes[begin : begin + CHUNK_ELEMENTS] for begin in range(0, self.numel, CHUNK_ELEMENTS))
         return not any(np.take(differs, piece, mode="wrap").any() for piece in pieces)
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """Some elements of a projection that is too large to draw for a sample, which take few values.
+
+    Attributes:
+        numel: Number of elements that the projection has.
+        codes: Half-open range -> for each element in it, an index into the table.
+        table: float32 values, exact in the dtype that they were drawn in.
+        drawable: The codes that elements can have.
+    """
+
+    numel: int
+    codes: Mapping[tuple[int, int], NDArray[np.uint16]]
+    table: NDArray[np.float32]
+    drawable: NDArray[np.uint16]
+
+    def stored_dtype(self, casts: tuple[str, ...]) -> str:
+        """The last cast's."""
+        return casts[-1]
+
+    def chunks(self, casts: tuple[str, ...], start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
+        """See `Drawn.chunks`; only for what was drawn."""
+        stop = self.numel if stop is None else stop
+        begin, end = next((begin, end) for begin, end in self.codes if begin <= start and stop <= end)
+        yield from Tabulated(self.codes[begin, end], self.table).chunks(casts, start - begin, stop - begin)
+
+    def same_after(self, casts: tuple[str, ...], other: tuple[str, ...]) -> bool:
+        """Whether they do for everything that can be drawn: of so many elements, each that matters is drawn."""
+        return Tabulated(self.drawable, self.table).same_after(casts, other)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import importlib.util
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool.errors import UsageError
@@ -33,7 +35,8 @@ class Loader:
         sampler: The generation of its 16-bit CPU sampler; None for one that is not known.
         fused_multiply_add: Whether its CPU kernels fuse multiply-add.
         dtype: The dtype in which PEFT draws dense RandLoRA bases with it.
-        installed: Whether it is the one in this Python environment, so that it can be asked to draw.
+        installed: Whether it is the one in this Python environment, and was asked what it draws.
+        concluded: Whether it is that one, and was not asked: its version and the processor tell what it should draw.
     """
 
     name: str
@@ -41,6 +44,12 @@ class Loader:
     fused_multiply_add: bool
     dtype: str
     installed: bool
+    concluded: bool = False
+
+    def draws_like(self, other: Loader) -> bool:
+        """Whether it draws as the other one does."""
+        mine = self.sampler, self.fused_multiply_add, self.dtype
+        return mine == (other.sampler, other.fused_multiply_add, other.dtype)
 
 
 def torch_is_installed() -> bool:
@@ -48,11 +57,13 @@ def torch_is_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def loader_for(version: str | None) -> Loader | None:
+def loader_for(version: str | None, *, ask: bool = True) -> Loader | None:
     """The torch that will load the adapter.
 
     Args:
         version: What `--for-torch` names; None means the installed torch.
+        ask: Whether the installed torch is imported and asked, which takes a second. Otherwise that is only done where its
+            version and the processor leave open what it draws.
 
     Returns:
         None where no version is named and torch is not installed.
@@ -61,11 +72,11 @@ def loader_for(version: str | None) -> Loader | None:
         UsageError: the version is none, or older than torch 2.0.
     """
     if version is None:
-        return _installed() if torch_is_installed() else None
-    numbers = parse_version(version)
-    fused = _installed_fuses() if torch_is_installed() else _cpu_fuses()
-    sampler: Sampler = "torch>=2.12" if numbers >= NEW_SAMPLER else "torch<2.12"
-    return Loader(f"torch {version}", sampler, fused, "bfloat16", installed=False)
+        if not torch_is_installed():
+            return None
+        return (None if ask else _concluded()) or asked()
+    fused = _installed_fuses() if ask and torch_is_installed() else _cpu_fuses()
+    return Loader(f"torch {version}", _sampler_of(parse_version(version)), fused, "bfloat16", installed=False)
 
 
 def parse_version(version: str) -> tuple[int, int]:
@@ -83,7 +94,39 @@ def parse_version(version: str) -> tuple[int, int]:
     return numbers
 
 
-def _installed() -> Loader:
+def _sampler_of(version: tuple[int, int]) -> Sampler:
+    return "torch>=2.12" if version >= NEW_SAMPLER else "torch<2.12"
+
+
+def _concluded() -> Loader | None:
+    """The installed torch as far as its version and this machine tell; None where they leave something open."""
+    if "torch" in sys.modules:
+        return None
+    from importlib import metadata
+
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+    # A release; a build on the way to one can be before a change or after it.
+    if not re.fullmatch(r"\d{1,4}\.\d{1,4}\.\d{1,4}(\+[\w.]+)?", version) or _may_have_accelerator(version):
+        return None
+    numbers = int(version.split(".")[0]), int(version.split(".")[1])
+    if numbers < OLDEST:
+        return None
+    return Loader(f"torch {version}", _sampler_of(numbers), _cpu_fuses(), "bfloat16", installed=False, concluded=True)
+
+
+def _may_have_accelerator(version: str) -> bool:
+    """Whether an accelerator may have a say in the dtype that PEFT draws in; only torch itself knows what it can do."""
+    if version.endswith("+cpu"):
+        return False
+    devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+    return platform.system() != "Linux" or any(Path(device).exists() for device in devices)
+
+
+def asked() -> Loader:
+    """The installed torch, asked what it draws."""
     import torch
 
     return Loader(
@@ -135,7 +178,8 @@ def _cpu_fuses() -> bool:
 
     torch takes its AVX2 kernels where the processor has AVX2 and FMA3, and compilers fuse on 64-bit ARM by default.
     """
-    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() == "default":
+    # torch compares the value as it stands, and passes over one that it does not know.
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
         return False
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from adaptertool.projection.basis import WholeBasis
 from adaptertool.projection.drawn import Drawn, Whole
 from adaptertool.projection.generation import Generation
 from adaptertool.projection.sampler import WordStream, permutation_head
@@ -26,7 +27,7 @@ def masked_places(key: int, numel: int, count: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class RandomMasks:
+class RandomMasks(WholeBasis):
     """`shira_indices` (2, r * (out + in)) of each layer: rows and columns of its mask, in row-major order.
 
     Source: `peft/tuners/shira/mask_functions.py`, `random_mask`, and `layer.py`, `update_layer`, read at PEFT 0.21.2. Each
@@ -88,7 +89,7 @@ def _rows_and_columns(places: NDArray[np.int64], columns: int) -> Whole:
 
 
 @dataclass(frozen=True)
-class OffDiagonals:
+class OffDiagonals(WholeBasis):
     """`frod_s_indices` (2, nonzero) and `frod_s_size` (2,) of each category of layers: places off a square's diagonal.
 
     Source: `peft/tuners/frod/model.py`, `_init_frod_projections`, read at PEFT 0.21.2. One generator serves all categories, in

@@ -78,7 +78,8 @@ def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *
         return large
     if not draws(loader, recipe.generation):
         return why_not(loader, recipe.generation)
-    drawing = basis.draw_with_torch(recipe.generated_dtype) if loader.installed else basis.draw(recipe.generation)
+    own = loader.installed and (whole or recipe.sampler is None)
+    drawing = basis.draw_with_torch(recipe.generated_dtype) if own else basis.draw(recipe.generation)
     for kind, projection in drawing:
         digest = sha256(stored_bits(projection, recipe.casts))
         due = fingerprint.tensors[kind].sha256

@@ -180,21 +180,22 @@ class Uniform16Bit:
 
     def __init__(self, low: float, high: float, dtype: str, *, sampler: Sampler, fused_multiply_add: bool) -> None:
         """Make the table; the arguments are those of `uniform_16_bit`."""
-
-        def compute(words: NDArray[np.uint32]) -> NDArray[np.uint16]:
-            return uniform_16_bit(words, low, high, dtype, sampler=sampler, fused_multiply_add=fused_multiply_add)
-
-        self._compute = compute
+        self._arguments = low, high, dtype, sampler, fused_multiply_add
         self._low_bits = np.empty(CHUNK_WORDS, dtype=np.uint32)
         self._index = np.empty(CHUNK_WORDS, dtype=np.uint16)
         self._open = np.empty(CHUNK_WORDS, dtype=np.bool_)
         self._old_bits = PRECISION_BITS[dtype] if sampler == "torch<2.12" else None
         if self._old_bits is not None:
-            self._table = compute(np.arange(1 << self._old_bits, dtype=np.uint32))
+            self._table = self.compute(np.arange(1 << self._old_bits, dtype=np.uint32))
             return
         first = np.arange(0, 1 << 24, 256, dtype=np.uint32)
-        self._table = compute(first)
-        self._table[self._table != compute(first + np.uint32(255))] = _NOT_A_NUMBER
+        self._table = self.compute(first)
+        self._table[self._table != self.compute(first + np.uint32(255))] = _NOT_A_NUMBER
+
+    def compute(self, words: NDArray[np.uint32]) -> NDArray[np.uint16]:
+        """The bits drawn, one for each word, without a look at the table."""
+        low, high, dtype, sampler, fused = self._arguments
+        return uniform_16_bit(words, low, high, dtype, sampler=sampler, fused_multiply_add=fused)
 
     def draw(self, words: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
         """Draw, one for each of at most `CHUNK_WORDS` words.
@@ -214,7 +215,7 @@ class Uniform16Bit:
         np.take(self._table, index, out=out, mode="wrap")
         if self._old_bits is None:
             between = np.flatnonzero(np.equal(out, _NOT_A_NUMBER, out=self._open[: words.size]))
-            out[between] = self._compute(words[between])
+            out[between] = self.compute(words[between])
 
     @property
     def codes(self) -> NDArray[np.uint16]:
@@ -223,7 +224,7 @@ class Uniform16Bit:
             return np.unique(self._table)
         between = np.flatnonzero(self._table == _NOT_A_NUMBER).astype(np.uint32)
         words = (between[:, None] << np.uint32(8)) + np.arange(256, dtype=np.uint32)
-        computed = self._compute(words.reshape(-1))
+        computed = self.compute(words.reshape(-1))
         return np.unique(np.concatenate([self._table[self._table != _NOT_A_NUMBER], computed]))
 
 

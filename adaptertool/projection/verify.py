@@ -425,8 +425,16 @@ def _identify(
     cast = [dtype for kind, dtype in dtypes.items() if kind not in basis.fixed]
     nearest: tuple[int, int, Difference] | None = None
     for generation in _in_order(basis, loader):
+        # A sample is content with the rules of the known samplers.
         own = loader.installed and draws(loader, generation)
-        drawing = basis.draw_with_torch(generation.dtype) if own else basis.draw(generation)
+        if own and (comparison.level == "full" or generation.sampler is None):
+            drawing = basis.draw_with_torch(generation.dtype)
+        elif comparison.level == "full":
+            drawing = basis.draw(generation)
+        else:
+            drawing = basis.draw_ranges(
+                generation, {kind: comparison.extents(name) for kind, name in canonical.items()}
+            )
         chains = basis.chains(generation, cast[0] if cast else generation.dtype)
         references: dict[str, _DrawnReference] = {}
         digests: dict[str, str] = {}
