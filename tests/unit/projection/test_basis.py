@@ -127,3 +127,22 @@ def test_the_old_sampler_is_that_of_the_torch_that_wrote_the_fixtures(fixture: s
 def test_the_bound_is_torchs(fan_in: int) -> None:
     gain = torch.nn.init.calculate_gain("leaky_relu", math.sqrt(5))
     assert kaiming_bound(fan_in) == math.sqrt(3.0) * (gain / math.sqrt(fan_in))
+
+
+@pytest.mark.parametrize("rank", [7, 16, 32, 33, 64])
+@pytest.mark.parametrize("number", range(6))
+def test_ranges_are_those_of_the_whole(rank: int, number: int) -> None:
+    basis = RandLoraBasis(key=rank, name="dense", rank=rank, larger=1300, smaller=1210)
+    generation = basis.generations[number]
+    numel = math.prod(basis.shapes["randlora_B"])
+    ranges = [(0, 5000), (numel // 2 - 17, numel // 2 + 3001), (numel - 4001, numel)]
+    whole = dict(basis.draw(generation))
+    drawn = dict(basis.draw_ranges(generation, {"randlora_A": [(0, 9)], "randlora_B": ranges}))
+    casts = (generation.dtype, "float32")
+    for kind, asked_for in (("randlora_A", [(0, 9)]), ("randlora_B", ranges)):
+        for start, stop in asked_for:
+            found = stored_bits(drawn[kind], casts, start, stop)
+            assert np.array_equal(found, stored_bits(whole[kind], casts, start, stop))
+    for other in (("float32",), ("bfloat16", "float32"), ("float16", "float32")):
+        same = [one["randlora_B"].same_after(casts, other) for one in (drawn, whole)]
+        assert same[0] == same[1]
