@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.config import AdapterConfig, read_config
+from adaptertool.checkpoint.config import CONFIG_NAME, AdapterConfig, read_config
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.weights import (
     PICKLE_WEIGHTS,
@@ -16,7 +16,7 @@ from adaptertool.checkpoint.weights import (
     SafetensorsWeights,
     Weights,
 )
-from adaptertool.errors import NotFoundError, OfflineError, UnsupportedError
+from adaptertool.errors import CorruptError, NotFoundError, OfflineError, UnsupportedError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.bytes import Bytes
@@ -60,6 +60,26 @@ def open_adapter(target: Target) -> Adapter:
             hint="Download the repo and name the folder.",
         )
     return Adapter(folder, config, name, PickleWeights(folder.path / name, file))
+
+
+def check_unchanged(adapter: Adapter) -> None:
+    """Make sure that what was read is still there; checked last, it holds for all that was read before.
+
+    Raises:
+        CorruptError: its files are known to be others now, or gone.
+    """
+    folder = adapter.folder
+    changed = adapter.weights.changed()
+    if not changed and isinstance(folder, LocalFolder):
+        try:
+            changed = (folder.path / CONFIG_NAME).read_bytes() != adapter.config.text.encode()
+        except OSError:
+            changed = True
+    if changed:
+        raise CorruptError(
+            f"{folder.location} changed while it was being read, and nothing was written",
+            hint="Wait until whatever writes there is done, and run this again.",
+        )
 
 
 def _find_weights(folder: Folder) -> tuple[str, Bytes]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from adaptertool.checkpoint.adapter import check_unchanged
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.config import CONFIG_NAME
 from adaptertool.checkpoint.copying import Tree, keep_attributes, usual_mode
@@ -170,7 +171,7 @@ def replace_in_place(adapter: Adapter, change: Change, progress: Progressed = la
             replacements.insert(0 if change.config_first else len(replacements), (config, folder / CONFIG_NAME))
         (staged / REPLACED).mkdir()
         with locked(folder), uninterrupted():
-            _check_unchanged(adapter)
+            check_unchanged(adapter)
             _replace(replacements, [folder / name for name in change.obsolete], staged / REPLACED)
 
 
@@ -202,7 +203,7 @@ def write_folder(
 
     def move_into_existing(new: Path, staged: Path) -> None:
         with locked(output), uninterrupted():
-            _check_unchanged(adapter)
+            check_unchanged(adapter)
             if not force and (_meets(new, output) if in_tree else _occupied(output)):
                 raise _exists(output)
             _check_kinds(new, output)
@@ -226,7 +227,7 @@ def write_folder(
             else:
                 usual_mode(new)
             with uninterrupted():
-                _check_unchanged(adapter)
+                check_unchanged(adapter)
                 placed = _renamed(new, output, or_exists=in_tree)
             if not placed:
                 with staging(output, output.name) as staged:
@@ -488,21 +489,6 @@ def _os_errors(place: Path) -> Iterator[None]:
                 hint="Nothing was changed. Run this again if it is to be overwritten.",
             ) from error
         raise os_error(error, error.filename2 or error.filename or place, "write to") from error
-
-
-def _check_unchanged(adapter: Adapter) -> None:
-    folder = adapter.folder
-    changed = adapter.weights.changed()
-    if not changed and isinstance(folder, LocalFolder):
-        try:
-            changed = (folder.path / CONFIG_NAME).read_bytes() != adapter.config.text.encode()
-        except OSError:
-            changed = True
-    if changed:
-        raise CorruptError(
-            f"{folder.location} changed while it was being read; nothing was written",
-            hint="Wait until whatever writes there is done, and run this again.",
-        )
 
 
 def _require_space(folder: Path, needed: int) -> None:

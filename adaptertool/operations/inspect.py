@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
 from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError
@@ -137,6 +137,7 @@ def inspect(
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
     level: Level = verify or ("sample" if for_torch or torch_is_installed() else "none")
     projections, findings = examine_adapter(adapter, level, for_torch, progress)
+    check_unchanged(adapter)
     return Inspection(
         target=describe_target(adapter),
         adapter=describe_adapter(adapter),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool import __version__
-from adaptertool.checkpoint.adapter import open_adapter
+from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
 from adaptertool.checkpoint.discover import is_checkpoint
 from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
@@ -101,6 +101,7 @@ def slim(
         progress=progress,
     )
     if plan.change is None:
+        check_unchanged(adapter)
         return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
     return destination.carry_out(adapter, plan.change, plan.result, pull_request_words, progress)
 

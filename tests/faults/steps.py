@@ -36,6 +36,8 @@ _CALLS: dict[str, tuple[int | None, int | None, str]] = {
     "creat": (85, None, "p"),
     "read": (0, 63, "f"),
     "pread64": (17, 67, "f"),
+    "preadv": (295, 69, "f"),
+    "preadv2": (327, 286, "f"),
     "write": (1, 64, "f"),
     "pwrite64": (18, 68, "f"),
     "writev": (20, 66, "f"),
@@ -72,7 +74,7 @@ _CALLS: dict[str, tuple[int | None, int | None, str]] = {
     "fsetxattr": (190, 7, "f"),
     "flock": (73, 32, "f"),
 }
-_READS = ("read", "pread64")
+READS = ("read", "pread64", "preadv", "preadv2")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
 
@@ -299,7 +301,7 @@ class Running:
             self._reply(0)
             return None
         paths = [_path(process, *one) for one in zip(kinds, arguments, strict=False) if one[0] != "-"]
-        if name in (*_READS, "flock", "write") and paths and not paths[0].startswith("/"):
+        if name in (*READS, "flock", "write") and paths and not paths[0].startswith("/"):
             self._reply(0)  # pipes and sockets
             return None
         return Step(name, tuple(paths), process)
@@ -395,7 +397,7 @@ def _become(control: socket.socket, folder: Path, wanted: dict[str, object]) -> 
         os.setgroups([])
         os.setgid(int(str(wanted["user"])))
         os.setuid(int(str(wanted["user"])))
-    calls = [name for name in _CALLS if wanted["reads"] or name not in _READS]
+    calls = [name for name in _CALLS if wanted["reads"] or name not in READS]
     # The listener's descriptor travels over the socket by calls that are not among those that stop.
     listener = _listen(calls)
     socket.send_fds(control, [str(os.getpid()).encode()], [listener])

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Make
 from tests.faults.conftest import SPEC, Lay, Scene, contents, staged_in
-from tests.faults.steps import Fail, Go, Step, Stepper
+from tests.faults.steps import READS, Fail, Go, Step, Stepper
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EROFS, errno.EPERM)
 REMOVING = ("unlink", "unlinkat", "rmdir")
@@ -75,7 +75,7 @@ def test_a_disk_that_cannot_be_read(number: int, command: str, stored: Make, ste
     before = contents(source)
 
     def of_the_source(step: Step) -> bool:
-        return step.call == "read" and step.paths[0].startswith(str(source))
+        return step.call in READS and step.paths[0].startswith(str(source))
 
     whole = stepper.run(*arguments, reads=True)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
