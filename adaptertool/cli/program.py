@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -55,6 +56,14 @@ app.command("check-merge", epilog=check_merge.EXAMPLES)(check_merge.command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.command)
 
 
+@cache
+def _parser() -> Any:
+    """The parser of the whole command line. Typer gives the same one at every call, so that it is prepared once."""
+    program = typer.main.get_command(app)
+    spare_validators(program)
+    return program
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a command.
 
@@ -69,10 +78,8 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     form = _format_asked_for(arguments)
-    program = typer.main.get_command(app)
-    spare_validators(program)
     try:
-        code = program.main(arguments, prog_name="adaptertool", standalone_mode=False)
+        code = _parser().main(arguments, prog_name="adaptertool", standalone_mode=False)
         sys.stdout.flush()
     except AdapterToolError as error:
         print_error(error, form)
