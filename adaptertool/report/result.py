@@ -9,8 +9,11 @@ if TYPE_CHECKING:
 
     from adaptertool.operations.result import Result
 
-HTML_COLUMNS = 110
+HTML_COLUMNS = 96
 """How wide a report is in a notebook, in characters; a narrower cell gets a scroll bar."""
+
+_HTML_COLOURS = ("#57606a", "#d73a49", "#2da44e", "#bf8700", "#218bff", "#a371f7", "#1b9aaa", "#8c959f")
+"""Black, red, green, yellow, blue, magenta, cyan and white, which are read on a light page and on a dark one."""
 
 
 def document(result: Result) -> dict[str, Any]:
@@ -53,8 +56,12 @@ def html(result: Result) -> str:
     """The text report as HTML: one `pre` element with its colours, everything in it escaped, no script and no style sheet."""
     import io
 
+    from rich.color import Color
     from rich.console import Console
+    from rich.terminal_theme import TerminalTheme
 
+    palette: list[tuple[int, int, int]] = [Color.parse(one).get_truecolor() for one in _HTML_COLOURS]
+    theme = TerminalTheme((255, 255, 255), (0, 0, 0), palette)
     console = Console(
         file=io.StringIO(),
         record=True,
@@ -68,6 +75,6 @@ def html(result: Result) -> str:
     )
     console.print(text(result))
     style = "overflow-x:auto;white-space:pre;line-height:normal;font-family:Menlo,'DejaVu Sans Mono',consolas,monospace"
-    page = console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
+    page = console.export_html(theme=theme, inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
     # Rich writes the terminal's own colour as black, which a dark notebook would not show.
     return page.replace("color: #000000; text-decoration-color: #000000", "color: inherit")
