@@ -220,12 +220,15 @@ class Uniform16Bit:
     @property
     def codes(self) -> NDArray[np.uint16]:
         """Every value that can be drawn, in ascending order of its bits."""
-        if self._old_bits is not None:
-            return np.unique(self._table)
-        between = np.flatnonzero(self._table == _NOT_A_NUMBER).astype(np.uint32)
-        words = (between[:, None] << np.uint32(8)) + np.arange(256, dtype=np.uint32)
-        computed = self.compute(words.reshape(-1))
-        return np.unique(np.concatenate([self._table[self._table != _NOT_A_NUMBER], computed]))
+        words = np.arange(self._table.size, dtype=np.uint32)
+        if self._old_bits is None:
+            between = np.flatnonzero(self._table == _NOT_A_NUMBER).astype(np.uint32)
+            words = ((between[:, None] << np.uint32(8)) + np.arange(256, dtype=np.uint32)).reshape(-1)
+        drawable = np.zeros(1 << 16, dtype=np.bool_)
+        drawable[self._table] = True
+        drawable[_NOT_A_NUMBER] = False
+        drawable[self.compute(words)] = True
+        return np.flatnonzero(drawable).astype(np.uint16)
 
 
 _NOT_A_NUMBER = np.uint16(0x7FFF)

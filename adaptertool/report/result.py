@@ -18,37 +18,40 @@ _HTML_COLOURS = ("#57606a", "#d73a49", "#2da44e", "#bf8700", "#218bff", "#a371f7
 
 def document(result: Result) -> dict[str, Any]:
     """Any result as its command's JSON document."""
-    from adaptertool.operations.check_merge import MergeReport
-    from adaptertool.operations.inspect import Inspection
-    from adaptertool.operations.rewrite import Rewrite
-    from adaptertool.report.json import inspection_document, rewrite_document
-    from adaptertool.report.merge_json import merge_document
+    # By the name of its class: whoever has a result has imported its own command, and need not import the others.
+    made: Any = result
+    match type(result).__name__:
+        case "Inspection":
+            from adaptertool.report.json import inspection_document
 
-    match result:
-        case Inspection():
-            return inspection_document(result)
-        case Rewrite():
-            return rewrite_document(result)
-        case MergeReport():
-            return merge_document(result)
+            return inspection_document(made)
+        case "Rewrite":
+            from adaptertool.report.json import rewrite_document
+
+            return rewrite_document(made)
+        case "MergeReport":
+            from adaptertool.report.merge_json import merge_document
+
+            return merge_document(made)
     raise TypeError(f"{type(result).__name__} is no result of a command")
 
 
 def text(result: Result) -> RenderableType:
     """Any result as its command's text report."""
-    from adaptertool.operations.check_merge import MergeReport
-    from adaptertool.operations.inspect import Inspection
-    from adaptertool.operations.rewrite import Rewrite
-    from adaptertool.report.merge_text import merge_text
-    from adaptertool.report.text import inspection_text, rewrite_text
+    made: Any = result
+    match type(result).__name__:
+        case "Inspection":
+            from adaptertool.report.text import inspection_text
 
-    match result:
-        case Inspection():
-            return inspection_text(result)
-        case Rewrite():
-            return rewrite_text(result)
-        case MergeReport():
-            return merge_text(result)
+            return inspection_text(made)
+        case "Rewrite":
+            from adaptertool.report.text import rewrite_text
+
+            return rewrite_text(made)
+        case "MergeReport":
+            from adaptertool.report.merge_text import merge_text
+
+            return merge_text(made)
     raise TypeError(f"{type(result).__name__} is no result of a command")
 
 
