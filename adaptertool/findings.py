@@ -157,6 +157,17 @@ _CODES = (
         "adaptertool restore ./adapter -o ./adapter-restored",
     ),
     Code(
+        "ADP110",
+        "base-copy-stored",
+        "info",
+        "The file holds embeddings of the base model that were not trained.",
+        "PEFT saves them where the adapter targets an embedding, where the vocabulary was resized, or where it was asked to. "
+        "A copy of an embedding of 128,000 tokens takes a gigabyte, in an adapter of some megabytes.",
+        "Let slim compare them with the base: those that are the base's own, byte for byte, can go. Those of a resized "
+        "vocabulary have to stay.",
+        "adaptertool slim ./adapter --base org/base-model -o ./adapter-slim",
+    ),
+    Code(
         "ADP201",
         "no-bias-to-merge-into",
         "error",

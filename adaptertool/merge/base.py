@@ -10,7 +10,7 @@ from adaptertool.checkpoint.header import Header, TensorInfo, read_header
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from adaptertool.checkpoint.bytes import Bytes
     from adaptertool.checkpoint.folder import Folder
@@ -112,6 +112,12 @@ class Base:
             for contents in pool.map(self._read_range, ranges):
                 found.update(contents)
         return found
+
+    def stream(self, name: str) -> Iterator[memoryview]:
+        """One tensor's bytes in pieces, for tensors too large to hold."""
+        info = self.tensor(name)
+        file, header = self._headers[self.files[name]]
+        return file.stream(header.data_start + info.start, info.nbytes)
 
     def _read_range(self, names: list[str]) -> dict[str, bytes]:
         file, header = self._headers[self.files[names[0]]]

@@ -190,7 +190,9 @@ TRAINED_ROLES: tuple[Role, ...] = ("trainable", "saved-module", "bias")
 """The roles of tensors that hold what was trained."""
 
 _TRAINED_TOKENS = re.compile(r"(.*\.)?trainable_tokens_delta")
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|embed_out|shared|embed_in)\.[^.]+$")
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|embed_out|shared|embed_in|tok_embeddings)\.(weight|bias)$"
+)
 _FROZEN_BASE = re.compile(r".*\.base_layer\.weight")
 
 
@@ -227,20 +229,25 @@ def general_trained(tensor: TensorInfo, role: Role, config: AdapterConfig) -> in
 
     An embedding that PEFT saves because it was resized is not in `modules_to_save`, and PEFT did not train it.
     """
-    return tensor.numel if role != "saved-module" or is_saved_module(tensor.name, config) else 0
+    # Of a saved module PEFT can save its own view as well, with the module that it stands for (`save_embedding_layers`).
+    again = any(part in ("original_module", "modules_to_save") for part in tensor.name.split("."))
+    return tensor.numel if role != "saved-module" or (is_saved_module(tensor.name, config) and not again) else 0
 
 
-def general_notes(tensors: Mapping[str, TensorInfo]) -> tuple[Note, ...]:
-    """What any method's file can hold that was not trained: embeddings of the base model.
+def copies_of_the_base(names: Iterable[str], config: AdapterConfig) -> tuple[str, ...]:
+    """The tensors of a file that hold what the base model holds, and that nothing trained: embeddings, and their heads.
 
-    Source: `peft/utils/save_and_load.py`, `get_peft_model_state_dict`, read at 0.21.2: with an embedding layer among the
-    targets, the base's own weight is saved with the adapter.
+    Source: `peft/utils/save_and_load.py`, `get_peft_model_state_dict`, read at 0.21.2: where an embedding layer is among the
+    targets, where the vocabulary was resized, and where it is asked to, PEFT saves the base's own weight with the adapter.
     """
-    names = tuple(name for name in tensors if _FROZEN_BASE.fullmatch(name))
-    if not names:
-        return ()
-    message = (
-        "A copy of the base model's frozen embedding, which PEFT saves because the adapter targets it. It stays, because "
-        "only the base model can tell whether it is the same."
+    # With its weights tied to a module that is saved whole, a head is trained although the config does not name it.
+    tied = bool(config.fields.get("modules_to_save")) and config.fields.get("ensure_weight_tying") is True
+    return tuple(
+        name
+        for name in names
+        if _FROZEN_BASE.fullmatch(name)
+        or (
+            (_EMBEDDING.search(name) and not tied and not is_saved_module(name, config))
+            and not name.endswith(".trainable_tokens_delta")
+        )
     )
-    return (Note(message, names, sum(tensors[name].nbytes for name in names)),)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from adaptertool.methods.base import Note, Role, general_notes, general_role, general_trained
+from adaptertool.methods.base import Note, Role, general_role, general_trained
 from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, Sized, low_rank, no_merge
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PlainMethod:
             if names:
                 size = sum(tensors[name].nbytes for name in names)
                 found.append(Note(f"{one.what}, computed from the base model's weights. {one.why}", names, size))
-        return (*found, *general_notes(tensors))
+        return tuple(found)
 
 
 class UnknownMethod:
@@ -123,13 +123,13 @@ class UnknownMethod:
         return general_trained(tensor, self.role(tensor.name, config), config)
 
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
-        """What every method's file can hold, and that the method is not known."""
+        """That the method is not known."""
         names = tuple(name for name in tensors if self.role(name, config) == "other")
         message = (
             f"{self.peft_type} is no method of PEFT 0.21.2, the newest release that this version knows: its tensors are "
             "listed, and which of them were trained is not known."
         )
-        return (Note(message, names, sum(tensors[name].nbytes for name in names)), *general_notes(tensors))
+        return (Note(message, names, sum(tensors[name].nbytes for name in names)),)
 
 
 DECOMPOSITION = "It stays, because a decomposition gives other bits on other machines and library versions."

@@ -12,10 +12,36 @@ from adaptertool.methods.base import CannotDrawError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.base import Base
     from adaptertool.methods.base import Projections
 
 PEFT_PREFIX = "base_model.model."
 """What a PeftModel puts before the base model's own module paths."""
+
+
+def base_of(adapter: Adapter, base: str | None, token: str | None) -> Base:
+    """The base model of an adapter.
+
+    Args:
+        adapter: The adapter.
+        base: The base model; by default the one that the adapter's config names.
+        token: Access token for the Hub.
+
+    Raises:
+        CannotDrawError: no base is named, or the one that the config names can't be found.
+        AdapterToolError: the base can't be read.
+    """
+    named = base or adapter.config.text_or_none("base_model_name_or_path")
+    if not named:
+        raise CannotDrawError("the base model is needed, and none is named", "Add --base BASE.")
+    revision = None if base else adapter.config.text_or_none("revision")
+    try:
+        return open_base(open_target(named, revision=revision, token=token, single_names="/" in named or bool(base)))
+    except NotFoundError as error:
+        if base:
+            raise
+        reason = f"the base model that the config names can't be found: {error.message}"
+        raise CannotDrawError(reason, "Add --base BASE.") from error
 
 
 def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: str | None) -> list[tuple[int, int]]:
@@ -31,19 +57,7 @@ def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: s
         CannotDrawError: no base is named, or a layer can't be told apart in it, or has no plain weight there.
         AdapterToolError: the base can't be read.
     """
-    named = base or adapter.config.text_or_none("base_model_name_or_path")
-    if not named:
-        raise CannotDrawError(
-            "the shapes of the base model's layers are needed, and no base is named", "Add --base BASE."
-        )
-    revision = None if base else adapter.config.text_or_none("revision")
-    try:
-        model = open_base(open_target(named, revision=revision, token=token, single_names="/" in named or bool(base)))
-    except NotFoundError as error:
-        if base:
-            raise
-        reason = f"the base model that the config names can't be found: {error.message}"
-        raise CannotDrawError(reason, "Add --base BASE.") from error
+    model = base_of(adapter, base, token)
     modules = modules_of(model.files)
     names = Names(modules)
     tensors = []

@@ -30,6 +30,12 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
             f"Puts {tensors} back: the random projections that the adapter was trained with, which PEFT loads under any "
             "torch."
         )
+    elif report is None or not report.stored:
+        title = f"Strip the copies of the base model's embeddings: {smaller}"
+        body = (
+            f"Removes {tensors} that the base model holds itself, byte for byte, and that were never trained. "
+            "`adaptertool restore` brings them back from the base."
+        )
     else:
         title = f"Strip the random projections: {smaller}"
         body = (
@@ -39,6 +45,9 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
             "The SHA-256 of each removed tensor stays in the file's metadata, so that they can be checked and restored "
             "(`adaptertool restore`)."
         )
+    if result.base_copies is not None and result.base_copies.same and result.command == "slim":
+        body += "\n\nPEFT takes the embeddings from the base, and loads the same with:\n\n"
+        body += "\n".join(f"- {sentence}" for sentence in result.base_copies.loads_with)
     lines = [body]
     if result.action == "stripped" and report is not None and report.loads_with:
         lines += ["", "PEFT draws these very bits with:", "", *(f"- {sentence}" for sentence in report.loads_with)]

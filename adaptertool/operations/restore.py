@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from adaptertool.checkpoint.writer import Change
 from adaptertool.errors import CorruptError, UnsupportedError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
+from adaptertool.operations.base_copies import brought_back, recorded
 from adaptertool.operations.projections import examine, findings_about
 from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.methods.base import Projections
+    from adaptertool.operations.base_copies import BaseCopy
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.projection.recipe import Recipe
 
@@ -82,28 +85,35 @@ def restore(
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = method_of(adapter.config).projections
-    if rule is None:
+    missing = _missing_of_the_base(adapter)
+    if rule is None and not missing:
         return replace(result, reason=f"{adapter.config.peft_type} has no projections that are drawn from a seed")
-    report = examine(adapter, rule, "none", lambda: None)
-    result = replace(result, projections=report, findings=tuple(findings_about(report, adapter, rule)))
-    if report.stored:
-        return _set_flag(adapter, rule, report, result, destination, progress)
+    drawing = None
+    if rule is not None:
+        report = examine(adapter, rule, "none", lambda: None)
+        result = replace(result, projections=report, findings=tuple(findings_about(report, adapter, rule)))
+        if report.stored and not missing:
+            return _set_flag(adapter, rule, report, result, destination, progress)
+        drawing = rule if not report.stored and _was_stripped(adapter, missing) else None
+    tensors: list[NewTensor] = []
     try:
-        recipe, shapes, digests = _what_to_draw(adapter, rule, for_torch, base, dtype, token)
-        rule.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
-        tensors = _drawn(rule, recipe, shapes, digests)
+        if drawing is not None:
+            recipe, shapes, digests = _what_to_draw(adapter, drawing, for_torch, base, dtype, token)
+            drawing.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
+            tensors += _drawn(drawing, recipe, shapes, digests)
+            result = replace(result, projections=replace(report, recipe=recipe, fingerprint=digests))
+        tensors += brought_back(adapter, missing, base, token) if missing else []
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None
         return replace(result, action="refused", reason=str(error.args[0]), hint=hint)
-    metadata = {
-        key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key != METADATA_KEY
-    }
+    gone = (METADATA_KEY, BASE_COPIES_KEY)
+    metadata = {key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key not in gone}
     weights = NewWeights(in_order([*kept(adapter.weights, adapter.weights.tensors), *tensors]), metadata)
     pickled = adapter.weights.format == "pickle"
     change = Change(
         weights=weights,
         weights_name=SAFETENSORS_WEIGHTS if adapter.weights_name == PICKLE_WEIGHTS else adapter.weights_name,
-        config_text=adapter.config.with_value(rule.flag, True) if rule.flag and not report.flag else None,
+        config_text=_flag_set(adapter, drawing, result),
         # With the flag still false PEFT ignores what is stored, and does what it did before.
         config_first=False,
         obsolete=(adapter.weights_name,) if pickled else (),
@@ -114,9 +124,32 @@ def restore(
         bytes_after=weights.file_bytes,
         tensors_changed=len(tensors),
         bytes_changed=sum(tensor.nbytes for tensor in tensors),
-        projections=replace(report, recipe=recipe, fingerprint=digests),
     )
     return destination.carry_out(adapter, change, result, pull_request_words, progress)
+
+
+def _missing_of_the_base(adapter: Adapter) -> dict[str, BaseCopy]:
+    """What the file was stripped of because its base has it, and that is not in it."""
+    try:
+        record = recorded(adapter.weights.metadata)
+    except ValueError as error:
+        raise CorruptError(
+            f"the record of the base's tensors in {adapter.folder.location} can't be read: {error}",
+            hint="Restore the file from a backup.",
+        ) from error
+    return {name: one for name, one in record.items() if name not in adapter.weights.tensors}
+
+
+def _was_stripped(adapter: Adapter, missing: Mapping[str, BaseCopy]) -> bool:
+    """Whether projections are to be drawn: not where only the base's tensors were stripped, and nothing tells how to draw."""
+    return not missing or METADATA_KEY in (adapter.weights.metadata or {})
+
+
+def _flag_set(adapter: Adapter, rule: Projections | None, result: Rewrite) -> str | None:
+    """The config that makes PEFT load the projections; None where it needs no change."""
+    if rule is None or rule.flag is None or result.projections is None or result.projections.flag:
+        return None
+    return adapter.config.with_value(rule.flag, True)
 
 
 def _set_flag(

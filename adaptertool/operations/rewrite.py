@@ -23,6 +23,7 @@ from adaptertool.operations.result import Result
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.findings import Finding
+    from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.progress import Progress
 
@@ -49,6 +50,7 @@ class Rewrite(Result):
         projections: What was found out about the projections.
         findings: What the user should know.
         hint: What to do after a refusal.
+        base_copies: What was found out about copies of the base's tensors, where there was a base to compare them with.
     """
 
     command: Command
@@ -65,6 +67,7 @@ class Rewrite(Result):
     projections: ProjectionReport | None = None
     findings: tuple[Finding, ...] = ()
     hint: str | None = None
+    base_copies: BaseCopies | None = None
 
 
 def unchanged(adapter: Adapter, command: Command) -> Rewrite:

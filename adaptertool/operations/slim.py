@@ -16,19 +16,24 @@ from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writer import Change
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
+from adaptertool.operations.base_copies import compare, finding_about
 from adaptertool.operations.finished import finished
 from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about, rule_for
 from adaptertool.operations.pull_request import pull_request_words
-from adaptertool.operations.rewrite import Action, Destination, Rewrite, unchanged
+from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for, parse_version
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.findings import Finding
     from adaptertool.methods.base import Projections
+    from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.projection.stored import Stored
 
 
@@ -59,7 +64,8 @@ def slim(
         keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
         for_torch: The torch version that will load the adapter; by default the installed one.
         base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter. Without it a
-            second adapter's borrowed projections go unnoticed in a file that holds one pair.
+            second adapter's borrowed projections go unnoticed in a file that holds one pair. Copies of its embeddings that
+            were not trained and are the same bytes are stripped as well.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
         in_tree: The checkpoint is one of several in a tree, and `output` its place in another tree. Checkpoints below it are
@@ -91,9 +97,11 @@ def slim(
             result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
             return replace(result, hint=_one_copy_hint(adapter))
         proven = disproof is None
+    copies = compare(adapter, base, token, progress) if base is not None else None
     plan = _plan(
         adapter,
         rule,
+        copies,
         keep_one_copy=keep_one_copy,
         for_torch=for_torch,
         force=force,
@@ -128,11 +136,71 @@ def _disproof(
 
 @dataclass(frozen=True)
 class _Plan:
+    """What goes.
+
+    Attributes:
+        result: What will have been done.
+        removed: The tensors that go.
+        metadata: The new file's.
+        config_text: The new config, where it changes.
+        change: What is to be written; None where nothing is.
+    """
+
     result: Rewrite
+    removed: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] | None = None
+    config_text: str | None = None
     change: Change | None = None
 
 
 def _plan(
+    adapter: Adapter,
+    rule: Projections | None,
+    copies: BaseCopies | None,
+    *,
+    keep_one_copy: bool,
+    for_torch: str | None,
+    force: bool,
+    shapes_proven: bool,
+    progress: Progress,
+) -> _Plan:
+    plan = _plan_projections(
+        adapter,
+        rule,
+        keep_one_copy=keep_one_copy,
+        for_torch=for_torch,
+        force=force,
+        shapes_proven=shapes_proven,
+        progress=progress,
+    )
+    findings = (*plan.result.findings, *finding_about(adapter, copies))
+    plan = replace(plan, result=replace(plan.result, findings=findings, base_copies=copies))
+    if plan.result.action == "refused":
+        return plan
+    if copies is not None and copies.same:
+        plan = _without_copies(adapter, plan, copies)
+    if not plan.removed:
+        reason = "; ".join(copies.others.values()) if copies is not None else None
+        if reason:
+            result = replace(plan.result, action="refused", reason=reason, hint="Keep the file as it is.")
+            return replace(plan, result=result)
+        return plan
+    if plan.removed >= set(adapter.weights.tensors):
+        reason = "the file holds nothing else, and PEFT loads no file without tensors"
+        return _Plan(replace(plan.result, action="nothing-to-do", reason=reason))
+    return _changed(adapter, plan)
+
+
+def _without_copies(adapter: Adapter, plan: _Plan, copies: BaseCopies) -> _Plan:
+    """The plan, with what the base has left out as well."""
+    metadata = dict((plan.metadata if plan.removed else adapter.weights.metadata) or {"format": "pt"})
+    metadata[BASE_COPIES_KEY] = copies.to_metadata(__version__)
+    action = plan.result.action if plan.removed else "stripped"
+    result = replace(plan.result, action=action, reason=None)
+    return replace(plan, result=result, removed=plan.removed | set(copies.same), metadata=metadata)
+
+
+def _plan_projections(
     adapter: Adapter,
     rule: Projections | None,
     *,
@@ -156,9 +224,6 @@ def _plan(
         return _plan_one_copy(adapter, report, result, force=force)
     if report.verdict != "regenerable" or report.recipe is None:
         return _refused(adapter, report, result)
-    if {name for one in report.tensors for name in one.tensors} >= set(adapter.weights.tensors):
-        reason = "the file holds nothing else, and PEFT loads no file without tensors"
-        return _Plan(replace(result, reason=reason))
     return _plan_strip(adapter, rule, report, result)
 
 
@@ -169,8 +234,7 @@ def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, 
     if report.verdict == "copies-differ" and not force:
         hint = "--force keeps the canonical pair, which is the one that PEFT loads."
         return _Plan(replace(result, action="refused", reason=f"the copies differ: {report.reason}", hint=hint))
-    weights = NewWeights(_without(adapter, copies), adapter.weights.metadata)
-    return _changed(adapter, result, "kept-one-copy", copies, weights, config_text=None)
+    return _Plan(replace(result, action="kept-one-copy"), frozenset(copies), adapter.weights.metadata)
 
 
 def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, result: Rewrite) -> _Plan:
@@ -189,37 +253,36 @@ def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, r
     # transformers asks for the format in the metadata of every file that it loads.
     metadata = dict(adapter.weights.metadata or {"format": "pt"})
     metadata[METADATA_KEY] = fingerprint.to_metadata(__version__)
-    weights = NewWeights(_without(adapter, removed), metadata)
     config_text = None
     if rule.flag is not None and rule.stripped_flag is not None and report.flag != rule.stripped_flag:
         config_text = adapter.config.with_value(rule.flag, rule.stripped_flag)
-    return _changed(adapter, result, "stripped", removed, weights, config_text)
+    return _Plan(replace(result, action="stripped"), frozenset(removed), metadata, config_text)
 
 
-def _changed(
-    adapter: Adapter, result: Rewrite, action: Action, removed: set[str], weights: NewWeights, config_text: str | None
-) -> _Plan:
+def _changed(adapter: Adapter, plan: _Plan) -> _Plan:
     source = adapter.weights
+    removed = plan.removed
+    weights = NewWeights(_without(adapter, removed), plan.metadata)
     pickled = source.format == "pickle"
     change = Change(
         weights=weights,
         weights_name=SAFETENSORS_WEIGHTS if adapter.weights_name == PICKLE_WEIGHTS else adapter.weights_name,
-        config_text=config_text,
+        config_text=plan.config_text,
         # With the flag false PEFT ignores what is still stored, and draws what was verified to be the same.
         config_first=True,
         obsolete=(adapter.weights_name,) if pickled else (),
     )
     shared = {source.stored_as(name) for name in source.tensors if name not in removed}
     gone = {source.stored_as(name) for name in removed} - shared
-    return _Plan(
-        replace(
-            result,
-            action=action,
+    return replace(
+        plan,
+        result=replace(
+            plan.result,
             bytes_after=weights.file_bytes,
             tensors_changed=len(removed),
             bytes_changed=sum(source.tensors[name].nbytes for name in gone),
         ),
-        change,
+        change=change,
     )
 
 
@@ -240,7 +303,7 @@ def _one_copy_hint(adapter: Adapter) -> str:
     return f"{command} keeps what PEFT loads and removes the copies."
 
 
-def _without(adapter: Adapter, removed: set[str]) -> tuple[NewTensor, ...]:
+def _without(adapter: Adapter, removed: Collection[str]) -> tuple[NewTensor, ...]:
     return in_order(kept(adapter.weights, (name for name in adapter.weights.tensors if name not in removed)))
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from adaptertool.errors import AdapterToolError
     from adaptertool.findings import Code, Finding
+    from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.operations.inspect import AdapterReport, Inspection, TargetReport
     from adaptertool.operations.projections import ProjectionReport
     from adaptertool.operations.rewrite import Rewrite
@@ -63,7 +64,20 @@ def rewrite_document(result: Rewrite) -> dict[str, Any]:
         changed: {"tensors": result.tensors_changed, "bytes": result.bytes_changed},
         "pull_request": result.pull_request,
         "projections": projections_block(result.projections),
+        "base_copies": _base_copies_block(result.base_copies),
         "findings": findings_block(result.findings),
+    }
+
+
+def _base_copies_block(copies: BaseCopies | None) -> dict[str, Any] | None:
+    if copies is None:
+        return None
+    return {
+        "base": copies.base,
+        "revision": copies.revision,
+        "removable": {"tensors": list(copies.same), "bytes": copies.bytes},
+        "loads_with": list(copies.loads_with) if copies.same else [],
+        "kept": [{"tensor": name, "reason": reason} for name, reason in copies.others.items()],
     }
 
 

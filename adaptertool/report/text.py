@@ -99,6 +99,9 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.pull_request:
         text.append(f"\npull request: {printable(result.pull_request)}")
     parts: list[RenderableType] = [text]
+    if result.base_copies is not None and result.base_copies.same and result.command == "slim":
+        conditions = "".join(f"\n  - {printable(one)}" for one in result.base_copies.loads_with)
+        parts += ["", Text(f"PEFT takes the embeddings from the base, and loads the same with:{conditions}")]
     if result.action == "stripped" and result.projections is not None:
         parts += ["", *_conditions(result.projections)]
     return Group(*parts)

@@ -140,3 +140,27 @@ def test_no_output_is_left_by_a_fault(
     if code == 3:
         assert not list(tmp_path.glob("slim*"))
         assert not list(tmp_path.glob(".slim*"))
+
+
+def test_a_base_on_the_hub_is_compared_by_range(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of its embedding goes, and comes back, with nothing else of the base read than its headers and that tensor."""
+    from tests.methods.rewriting import assert_same_bytes
+    from tests.methods.written import base, write
+
+    adapter, model = tmp_path / "adapter", tmp_path / "base"
+    write(adapter, "LORA", target_modules=["embed_tokens", "q_proj"])
+    base("llama").save_pretrained(model)
+    hub.add("org/base", files_of(model))
+    hub.add("org/adapter", files_of(adapter))
+    slimmed, restored = tmp_path / "slim", tmp_path / "restored"
+    code, result = run(capsys, "slim", "org/adapter", "--base", "org/base", "-o", str(slimmed))
+    assert code == 0
+    assert result["action"] == "stripped"
+    assert result["removed"] == {"tensors": 1, "bytes": 64 * 16 * 4}
+    assert result["base_copies"]["base"] == "org/base"
+    assert result["base_copies"]["revision"] == hub.repos["org/base"].refs["main"]
+    code, result = run(capsys, "restore", str(slimmed), "--base", "org/base", "-o", str(restored))
+    assert code == 0
+    assert_same_bytes(restored, adapter)

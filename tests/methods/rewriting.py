@@ -70,7 +70,8 @@ def assert_slims_and_restores(written: Written, removed: set[str], work: Path) -
     before = adaptertool.inspect(written.folder)
     assert before.projections is not None
     assert before.projections.verdict == "regenerable", before.projections.reason
-    assert [one.code for one in before.findings] == ["ADP101"]
+    # A targeted embedding is saved with a copy of the base's, which takes the base to be told apart.
+    assert [one.code for one in before.findings if one.code != "ADP110"] == ["ADP101"]
     assert before.projections.removable_bytes == before.projections.bytes > 0
 
     slimmed = work / "slim"
@@ -85,7 +86,7 @@ def assert_slims_and_restores(written: Written, removed: set[str], work: Path) -
     assert after.projections is not None
     assert after.projections.verdict == "absent"
     assert after.projections.reproduced is True, after.projections.reason
-    assert after.findings == ()
+    assert [one for one in after.findings if one.code != "ADP110"] == []
     assert after.adapter.parameters == before.adapter.parameters
     assert adaptertool.slim(slimmed, dry_run=True).action == "nothing-to-do"
 

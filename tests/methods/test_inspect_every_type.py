@@ -142,10 +142,11 @@ def _for_opt(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_targeted_embedding_is_saved_with_a_frozen_copy_of_the_base(tmp_path: Path) -> None:
     write(tmp_path, "LORA", target_modules=["embed_tokens", "q_proj"])
-    (note,) = adaptertool.inspect(tmp_path).notes
-    assert note.tensors == ("base_model.model.model.embed_tokens.base_layer.weight",)
-    assert note.bytes == 64 * 16 * 4
-    assert "base model" in note.message
+    (finding,) = adaptertool.inspect(tmp_path).findings
+    assert finding.code == "ADP110"
+    assert finding.tensors == ("base_model.model.model.embed_tokens.base_layer.weight",)
+    assert finding.bytes == 64 * 16 * 4
+    assert "only the base can tell" in finding.message
 
 
 def test_a_resized_embedding_is_saved_and_not_trained(tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""Tensors of the base model that an adapter's file holds copies of: compared with the base's own, left out, and brought back.
+
+PEFT saves embeddings whole where the adapter targets one, where the vocabulary was resized, and on request
+(`save_embedding_layers`); nothing trained them. Loading puts them over the base's own, so that a file without them loads to
+the same model, if they were the same bytes. A resized embedding is not: the base has another number of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.header import TORCH_DTYPES
+from adaptertool.checkpoint.serialize import NewTensor
+from adaptertool.findings import Finding
+from adaptertool.merge.flags import ModelCode
+from adaptertool.merge.resolve import Names, modules_of
+from adaptertool.methods.base import CannotDrawError, copies_of_the_base
+from adaptertool.operations.base_layers import PEFT_PREFIX, base_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.base import Base
+    from adaptertool.progress import Progress
+
+METADATA_KEY = "adaptertool.base"
+SCHEMA = "adaptertool/base-copies/1"
+
+_HEADS = ("lm_head", "embed_out", "output_projection")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings")
+
+
+@dataclass(frozen=True)
+class BaseCopy:
+    """A tensor that is the base's own, byte for byte.
+
+    Attributes:
+        base_tensor: Its name in the base's file.
+        shape: Elements along each dimension.
+        dtype: safetensors' name of its dtype.
+        sha256: Of its bytes, in hexadecimal.
+    """
+
+    base_tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BaseCopies:
+    """What was found out about an adapter's copies of its base's tensors.
+
+    Attributes:
+        base: Where the base is.
+        revision: The commit that was read, on the Hub.
+        same: Those that are the base's own, by the adapter's name.
+        others: Why each of the rest is not, by the adapter's name.
+        bytes: What those that are the same take up.
+    """
+
+    base: str
+    revision: str | None
+    same: Mapping[str, BaseCopy]
+    others: Mapping[str, str]
+    bytes: int
+
+    @property
+    def loads_with(self) -> tuple[str, ...]:
+        """The conditions under which PEFT loads the same without them, a sentence each."""
+        at = f" at {self.revision}" if self.revision else ""
+        own = ", ".join(dict.fromkeys(one.base_tensor for one in self.same.values()))
+        dtypes = " and ".join(dict.fromkeys(TORCH_DTYPES[one.dtype] for one in self.same.values()))
+        return (
+            f"The base model's own {own}, unchanged: {self.base}{at}.",
+            # With it PEFT puts stored tensors in the place of the base's, dtype and all, instead of copying their values.
+            f"The base model loaded in {dtypes}; in another dtype too, but not with low_cpu_mem_usage=True.",
+        )
+
+    def to_metadata(self, version: str) -> str:
+        """What a stripped file remembers of them, as JSON."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "version": version,
+                "base": self.base,
+                "revision": self.revision,
+                "tensors": {
+                    name: {
+                        "base_tensor": one.base_tensor,
+                        "shape": list(one.shape),
+                        "dtype": one.dtype,
+                        "sha256": one.sha256,
+                    }
+                    for name, one in self.same.items()
+                },
+            }
+        )
+
+
+def compare(adapter: Adapter, base: str, token: str | None, progress: Progress) -> BaseCopies | None:
+    """Hold an adapter's copies against the base's own tensors, byte for byte.
+
+    Args:
+        adapter: The adapter.
+        base: The base model.
+        token: Access token for the Hub.
+        progress: Who is told how far it got.
+
+    Returns:
+        None where it holds none.
+
+    Raises:
+        AdapterToolError: the base can't be read.
+    """
+    names = copies_of_the_base(adapter.weights.tensors, adapter.config)
+    if not names:
+        return None
+    model = base_of(adapter, base, token)
+    tensors = adapter.weights.tensors
+    progress.phase("comparing with the base", sum(tensors[name].nbytes for name in names))
+    same: dict[str, BaseCopy] = {}
+    others: dict[str, str] = {}
+    with adapter.weights.ahead(names):
+        for name in names:
+            found = _compare(adapter, name, model, progress)
+            if isinstance(found, BaseCopy):
+                same[name] = found
+            else:
+                others[name] = found
+    folder = model.folder
+    return BaseCopies(folder.location, folder.revision, same, others, sum(tensors[name].nbytes for name in same))
+
+
+def _compare(adapter: Adapter, name: str, base: Base, progress: Progress) -> BaseCopy | str:
+    """The base's tensor that this one is a copy of, or why it is none."""
+    own = _in_base(name, base)
+    if own is None:
+        return f"{base.folder.location} has no tensor that is certain to be {name}"
+    info, theirs = adapter.weights.tensors[name], base.tensor(own)
+    if info.shape != theirs.shape:
+        resized = len(info.shape) == len(theirs.shape) == 2 and info.shape[1] == theirs.shape[1]
+        why = "the vocabulary was resized" if resized else "it belongs to another base"
+        return f"{name} has shape {list(info.shape)}, and the base's {own} {list(theirs.shape)}: {why}"
+    if info.dtype != theirs.dtype:
+        return f"{name} is stored as {TORCH_DTYPES[info.dtype]}, and the base's {own} as {TORCH_DTYPES[theirs.dtype]}"
+    running = hashlib.sha256()
+    at = 0
+    pieces = _paired(adapter.weights.stream(name), base.stream(own))
+    for piece, other in pieces:
+        if piece != other:
+            first = next(index for index, (one, two) in enumerate(zip(piece, other, strict=True)) if one != two)
+            return f"{name} is not the base's {own}: the first byte that differs is {at + first} of {info.nbytes}"
+        running.update(piece)
+        at += len(piece)
+        progress.advance(len(piece))
+    return BaseCopy(own, info.shape, info.dtype, running.hexdigest())
+
+
+def _paired(one: Iterator[memoryview], other: Iterator[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
+    """Two streams of the same bytes in pieces of the same length."""
+    left = right = memoryview(b"")
+    while True:
+        left = left if left else next(one, memoryview(b""))
+        right = right if right else next(other, memoryview(b""))
+        length = min(len(left), len(right))
+        if not length:
+            return
+        yield left[:length], right[:length]
+        left, right = left[length:], right[length:]
+
+
+def _in_base(name: str, base: Base) -> str | None:
+    """The base's tensor that a tensor of the adapter would be a copy of."""
+    path = re.sub(r"\.(token_adapter|original_module|base_layer)(?=\.)", "", name.removeprefix(PEFT_PREFIX))
+    module, _, leaf = path.rpartition(".")
+    modules = modules_of(base.files)
+    code = ModelCode(base.config)
+    found = Names(modules, code.wrappers, code.leading).find(module).module
+    if found is None and code.tied and module.rpartition(".")[2] in _HEADS:
+        # A tied head is stored as the embedding that it is.
+        embeddings = [one for one in modules if one.rpartition(".")[2] in _EMBEDDINGS]
+        found = embeddings[0] if len(embeddings) == 1 else None
+    return f"{found}.{leaf}" if found is not None and f"{found}.{leaf}" in base.files else None
+
+
+def finding_about(adapter: Adapter, copies: BaseCopies | None = None) -> list[Finding]:
+    """That a file holds such tensors, with what is known of them; nothing where it holds none.
+
+    Args:
+        adapter: The adapter.
+        copies: What a comparison with the base found, where there was one.
+    """
+    tensors = adapter.weights.tensors
+    names = copies_of_the_base(tensors, adapter.config)
+    if not names:
+        return []
+    total = sum(tensors[name].nbytes for name in names)
+    base = adapter.config.text_or_none("base_model_name_or_path") or "BASE"
+    why = "Whether they are the base's own, only the base can tell"
+    fix: str | None = f"adaptertool slim {adapter.folder.location} --base {base} -o DIR"
+    if copies is not None:
+        why = "; ".join(copies.others.values()) or f"They are those of {copies.base}, byte for byte"
+        fix = fix if copies.same else None
+    message = f"Embeddings of the base model that were not trained are stored with the adapter. {why}."
+    return [Finding("ADP110", message, names, len(names), total, fix)]
+
+
+def recorded(metadata: Mapping[str, str] | None) -> dict[str, BaseCopy]:
+    """The tensors that a file was stripped of because its base has them, by the adapter's name.
+
+    Raises:
+        ValueError: the record can't be understood.
+    """
+    text = (metadata or {}).get(METADATA_KEY)
+    if text is None:
+        return {}
+    try:
+        document = json.loads(text)
+        if document["schema"] != SCHEMA:
+            raise ValueError("it is of a kind that this version does not know")
+        return {str(name): _copy(entry) for name, entry in document["tensors"].items()}
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("it is incomplete") from error
+
+
+def _copy(entry: Mapping[str, Any]) -> BaseCopy:
+    base_tensor, shape, dtype, digest = (entry[key] for key in ("base_tensor", "shape", "dtype", "sha256"))
+    if (
+        not isinstance(base_tensor, str)
+        or not isinstance(shape, list)
+        or not all(type(dim) is int and 0 <= dim < 2**40 for dim in shape)
+        or dtype not in TORCH_DTYPES
+        or not isinstance(digest, str)
+        or not re.fullmatch(r"[0-9a-f]{64}", digest)
+    ):
+        raise ValueError("a tensor in it makes no sense")
+    return BaseCopy(base_tensor, tuple(shape), str(dtype), digest)
+
+
+def brought_back(
+    adapter: Adapter, missing: Mapping[str, BaseCopy], base: str | None, token: str | None
+) -> list[NewTensor]:
+    """The tensors from the base again, read and held against their SHA-256.
+
+    Args:
+        adapter: The stripped adapter.
+        missing: What its record names.
+        base: The base model; by default the one that the adapter's config names.
+        token: Access token for the Hub.
+
+    Raises:
+        CannotDrawError: the base is not named, or holds something else under these names.
+        AdapterToolError: the base can't be read.
+    """
+    model = base_of(adapter, base, token)
+    tensors = []
+    for name, one in missing.items():
+        if one.base_tensor not in model.files:
+            raise CannotDrawError(f"{model.folder.location} has no {one.base_tensor}", "Name the base with --base.")
+        info = model.tensor(one.base_tensor)
+        running = hashlib.sha256()
+        for piece in model.stream(one.base_tensor):
+            running.update(piece)
+        if (info.shape, info.dtype, running.hexdigest()) != (one.shape, one.dtype, one.sha256):
+            raise CannotDrawError(
+                f"{one.base_tensor} of {model.folder.location} is not the tensor that {name} was",
+                "Name the base that the adapter was slimmed against with --base.",
+            )
+        tensors.append(NewTensor(name, info.dtype, info.shape, info.nbytes, _stream_of(model, one.base_tensor)))
+    return tensors
+
+
+def _stream_of(base: Base, name: str) -> Callable[[], Iterator[memoryview]]:
+    return lambda: base.stream(name)
