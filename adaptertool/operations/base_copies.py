@@ -126,7 +126,7 @@ def compare(adapter: Adapter, base: str, token: str | None, progress: Progress) 
     progress.phase("comparing with the base", sum(tensors[name].nbytes for name in names))
     same: dict[str, BaseCopy] = {}
     others: dict[str, str] = {}
-    with adapter.weights.ahead(names):
+    with adapter.weights.ahead((name, 0, tensors[name].nbytes) for name in names):
         for name in names:
             found = _compare(adapter, name, model, progress)
             if isinstance(found, BaseCopy):
