@@ -45,7 +45,7 @@ def commands() -> dict[str, click.Command]:
 
 
 def test_every_block_is_of_a_kind_that_runs() -> None:
-    fences = re.findall(r"^```(.*)$", TEXT, re.MULTILINE)
+    fences = re.findall(r"^ *```(.*)$", TEXT, re.MULTILINE)
     assert fences[1::2] == [""] * (len(fences) // 2)
     assert set(fences[::2]) <= RUN
     assert len(blocks(TEXT)) == len(fences) // 2
@@ -109,6 +109,14 @@ def test_links_within_lead_somewhere() -> None:
     }
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", TEXT):
         assert target.removeprefix("#") in titles if target.startswith("#") else (ROOT / target).exists(), target
+
+
+def test_files_and_folders_that_are_named_exist() -> None:
+    places = (ROOT, ROOT / "adaptertool", ROOT / "tests", ROOT / "adaptertool" / "methods")
+    development = TEXT.split("\n## Development", 1)[1]
+    named = re.findall(r"`([\w./]+(?:\.py|/))`", development)
+    assert len(named) > 20
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
 def test_exit_codes_are_those_of_the_program() -> None:

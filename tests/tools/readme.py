@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ COLUMNS = 92
 INSTALLS = re.compile(r"python3? -m venv |\. \S+/bin/activate$|pip install |pipx install |uv tool install |git clone ")
 """Lines that install the program. `.ci/run` does that from a clean clone, and tests/packaging from both distributions."""
 
-_FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w+)\n(?P<body>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)
 _BUILD = re.compile(r"(?<=\d\.\d\d\.\d)\+\w+\b")
 """What a torch version says of its build, which differs from machine to machine."""
 
@@ -125,7 +126,7 @@ class Clone:
 
     def python(self, text: str) -> subprocess.CompletedProcess[str]:
         """Run a Python program from a file, as a reader would."""
-        (self.folder / "example.py").write_text(text)
+        (self.folder / "example.py").write_text(textwrap.dedent(text))
         return self._started([sys.executable, "example.py"])
 
     def _started(self, command: list[str]) -> subprocess.CompletedProcess[str]:
