@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptertool.cli.completion import paths
 from adaptertool.cli.options import (
     FindingsFormat,
     FindingsFormatOption,
@@ -80,13 +81,16 @@ class _CheckMerge:
 def command(
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER...", help="Adapters, named as for inspect.", show_default=False),
+        typer.Argument(
+            metavar="ADAPTER", help="Adapters, named as for inspect.", show_default=False, autocompletion=paths
+        ),
     ],
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
             metavar="BASE",
+            autocompletion=paths,
             help="The base model, of which headers are read; by default what the adapter's config names.",
         ),
     ] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from adaptertool.cli.completion import codes
 from adaptertool.cli.options import DocumentFormat
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -18,7 +19,10 @@ adaptertool explain ADP103
 
 def command(
     code: Annotated[
-        str | None, typer.Argument(metavar="[CODE]", help="Such as ADP103; all codes without.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="CODE", help="Such as ADP103; all codes without.", show_default=False, autocompletion=codes
+        ),
     ] = None,
     format: Annotated[DocumentFormat, typer.Option("--format", help="How to print the result.")] = DocumentFormat.text,  # noqa: A002
 ) -> None:

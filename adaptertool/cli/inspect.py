@@ -101,13 +101,19 @@ def command(
         Verify | None,
         typer.Option(
             "--verify",
-            help="How much of stored projections to compare with what torch draws; by default a sample where torch is "
-            "installed.",
+            metavar="LEVEL",
+            help="How much of stored projections to compare with what torch draws: none, sample or full; by default a "
+            "sample where torch is installed.",
             show_default=False,
         ),
     ] = None,
     fail_on: Annotated[
-        FailOn, typer.Option("--fail-on", help="Exit with 1 from this severity of findings on.")
+        FailOn,
+        typer.Option(
+            "--fail-on",
+            metavar="SEVERITY",
+            help="Exit with 1 from this severity of findings on: error, warning, info or never.",
+        ),
     ] = FailOn.never,
     for_torch: ForTorch = None,
     format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from adaptertool.cli.completion import paths
+
 MORE = "More than one target"
 """The panel of the help that options about several targets stand in."""
 
@@ -45,7 +47,9 @@ _TARGETS_HELP = (
     "hf://org/ is all adapters of an organisation or user."
 )
 
-Targets = Annotated[list[str], typer.Argument(metavar="TARGET...", help=_TARGETS_HELP, show_default=False)]
+Targets = Annotated[
+    list[str], typer.Argument(metavar="TARGET", help=_TARGETS_HELP, show_default=False, autocompletion=paths)
+]
 Recursive = Annotated[
     bool,
     typer.Option("--recursive", "-r", help="All checkpoints in these folders or repos.", rich_help_panel=MORE),
@@ -92,6 +96,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="DIR",
+        autocompletion=paths,
         help="Write the new checkpoint there; several as DIR/<their path>, and those that are there are not done again.",
     ),
 ]
@@ -101,5 +106,12 @@ Push = Annotated[
     typer.Option("--push", help="Open a pull request on the Hub repo with the new files.", rich_help_panel=HUB),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Verify and show what would be done; write nothing.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print the result.")]
-FindingsFormatOption = Annotated[FindingsFormat, typer.Option("--format", help="How to print the result.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", metavar="FORMAT", help="How to print the result: text, json or jsonl.")
+]
+FindingsFormatOption = Annotated[
+    FindingsFormat,
+    typer.Option(
+        "--format", metavar="FORMAT", help="How to print the result: text, json, jsonl, github, sarif or junit."
+    ),
+]

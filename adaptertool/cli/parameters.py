@@ -1,4 +1,4 @@
-"""Parameters that need no validator where what was given is plainly right.
+"""Parameters that need no validator where what was given is plainly right, and whose help says what matters.
 
 Newer releases of typer send every value through a validator of pydantic, given or not; importing pydantic and building them
 costs more than reading the header of a thousand tensors. What is not plainly right still goes typer's way, which words the
@@ -22,6 +22,11 @@ def spare_validators(command: Any) -> None:
 
 
 def _spared(parameter: Any) -> Any:
+    # Newer releases say <bool> of every flag and <list[str]> of every argument in the help.
+    if parameter.metavar is None and getattr(parameter, "is_flag", False):
+        parameter.metavar = ""
+    elif parameter.param_type_name == "argument":
+        parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
     wanted = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     if wanted is not None and "process_value" not in vars(parameter):
         parameter.process_value = _processing(parameter, wanted)

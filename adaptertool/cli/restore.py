@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptertool.cli.completion import paths
 from adaptertool.cli.options import (
     DryRun,
     Format,
@@ -104,7 +105,10 @@ def command(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="BASE", help="Without a fingerprint: the base model, of which headers are read."
+            "--base",
+            metavar="BASE",
+            autocompletion=paths,
+            help="Without a fingerprint: the base model, of which headers are read.",
         ),
     ] = None,
     dtype: Annotated[

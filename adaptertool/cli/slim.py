@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptertool.cli.completion import paths
 from adaptertool.cli.options import (
     DryRun,
     Format,
@@ -101,7 +102,10 @@ def command(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="BASE", help="Prove from the base model's headers that PEFT draws these shapes."
+            "--base",
+            metavar="BASE",
+            autocompletion=paths,
+            help="Prove from the base model's headers that PEFT draws these shapes.",
         ),
     ] = None,
     dry_run: DryRun = False,
