@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -72,7 +73,10 @@ def console_for(stream: TextIO) -> Console:
     """A console that prints to a stream; where nobody watches, a line is never broken."""
     from rich.console import Console
 
-    console = Console(file=stream, highlight=False, emoji=False, markup=False)
+    plain = bool(os.environ.get("NO_COLOR"))
+    console = Console(
+        file=stream, highlight=False, emoji=False, markup=False, color_system=None if plain else "auto", no_color=plain
+    )
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console

@@ -52,8 +52,8 @@ class Watch(Protocol):
     def began(self) -> Progress:
         """Work on it begins; the answer is told how far it got."""
 
-    def ended(self) -> None:
-        """It is done."""
+    def ended(self, progress: Progress | None) -> None:
+        """It is done; the answer to `began` comes back, None where nothing could begin."""
 
 
 class _Unwatched:
@@ -64,7 +64,7 @@ class _Unwatched:
         """Nothing is shown."""
         return SILENT
 
-    def ended(self) -> None:
+    def ended(self, progress: Progress | None) -> None:
         """Nothing is shown."""
 
 
@@ -171,10 +171,11 @@ class _Workers(Generic[R]):
 
     def _outcome(self, found: Found) -> Outcome[R]:
         if found.problem is not None:
+            self._watch.ended(None)
             return Outcome(found.target, None, found.problem)
-        progress = _Cancellable(self._watch.began(), self._cancelled)
+        progress = self._watch.began()
         try:
-            return Outcome(found.target, self._work(found, progress))
+            return Outcome(found.target, self._work(found, _Cancellable(progress, self._cancelled)))
         except AdapterToolError as error:
             return Outcome(found.target, None, error)
         except (MemoryError, RecursionError):
@@ -184,7 +185,7 @@ class _Workers(Generic[R]):
                 found.target, None, os_error(error, error.filename2 or error.filename or found.target, "use")
             )
         finally:
-            self._watch.ended()
+            self._watch.ended(progress)
 
 
 class _Cancellable:
