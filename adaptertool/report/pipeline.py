@@ -123,6 +123,7 @@ def failed_result(command: str, target: str, error: AdapterToolError) -> Pipelin
     if target.startswith("hf://"):
         uri = artifact_uri(target.removeprefix("hf://").partition("@")[0], "hub", None, SAFETENSORS_WEIGHTS)
     else:
+        target = str(Path(target))
         uri = artifact_uri(target, "local", None, SAFETENSORS_WEIGHTS if Path(target).is_dir() else "")
     return PipelineResult(
         command,
