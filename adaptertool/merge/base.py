@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.header import Header, TensorInfo, read_header
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
+from adaptertool.words import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 MAX_JSON_BYTES = 256 << 20
 """The index of a model with a million tensors takes about 100 MB; a longer file is not read."""
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every file system that models are kept on."""
 
 THREADS = 8
 """Files read at the same time: enough to hide a network's latency, few enough to be polite to a server."""
@@ -187,11 +191,28 @@ def _weight_map(folder: Folder) -> dict[str, str]:
     table = _read_json(folder, INDEX).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CorruptError(f"{name} has no weight_map", hint="Download the base model again.")
-    for file in table.values():
+    for tensor, file in table.items():
         # Shards lie beside their index; a path could lead out of the folder.
-        if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
-            raise CorruptError(f"{name} names {file!r} as a shard", hint="Download the base model again.")
+        if not isinstance(file, str) or not file.endswith(".safetensors") or not _is_file_name(file):
+            raise CorruptError(
+                f"{name} names {shortened(repr(file))} as a shard", hint="Download the base model again."
+            )
+        if not _is_text(tensor):
+            raise CorruptError(f"{name} names a tensor in no valid Unicode", hint="Download the base model again.")
     return table
+
+
+def _is_file_name(text: str) -> bool:
+    return _is_text(text) and not set(text) & {"/", "\\", "\0"} and len(text.encode()) <= LONGEST_NAME
+
+
+def _is_text(text: str) -> bool:
+    """Whether no half of a surrogate pair, which JSON can spell, is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_json(folder: Folder, name: str) -> dict[str, Any]:
@@ -200,10 +221,13 @@ def _read_json(folder: Folder, name: str) -> dict[str, Any]:
         raise CorruptError(f"{file.name} is {file.size} bytes long, too long for what it should be")
     content = file.read(0, file.size)
     file.close()
+    if content.startswith(b"version https://git-lfs"):
+        raise CorruptError(f"{file.name} is a git-LFS pointer", hint="Run `git lfs pull` in that folder.")
     try:
-        value = json.loads(content)
+        value = json.loads(content.decode("utf-8"))  # as transformers reads it; bytes could be UTF-16, too
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{file.name} is no valid JSON: {error}", hint="Download the base model again.") from error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CorruptError(f"{file.name} is no valid JSON: {reason}", hint="Download the base model again.") from error
     if not isinstance(value, dict):
         raise CorruptError(f"{file.name} is no JSON object", hint="Download the base model again.")
     return value

@@ -7,6 +7,7 @@ Only where headers and the table can't decide, and transformers is installed. Ta
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,12 @@ _BUILD_ERRORS = (
     TypeError,
     ValueError,
 )
+
+MOST_LAYERS = 1000
+"""Layers, blocks or experts that a config may name where the files hold fewer tensors than that."""
+
+_COUNTS = re.compile(r"layer|depth|block|expert|stage")
+_NO_COUNTS = re.compile(r"size|dim|length|width|hidden_states|_id$|_ids$")
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,15 @@ def _build_live_model(
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
+    stored = list(stored)
+    if _countless(dict(config), max(MOST_LAYERS, len(stored))):
+        return None
     best: PreTrainedModel | None = None
     best_count = -1
     try:
         # Without auto_map no auto class looks for code that comes with the checkpoint, or asks whether it may run it.
         parsed = CONFIG_MAPPING[model_type].from_dict({key: config[key] for key in config if key != "auto_map"})
-    except _BUILD_ERRORS:
+    except _build_errors():
         return None
     for name in _class_names(config, adapter):
         model = _build(name, parsed)
@@ -113,6 +123,24 @@ def _build_live_model(
         return None
     layers = {path: layer for path, module in best.named_modules() if (layer := _layer(module)) is not None}
     return LiveModel(layers, _renamed(best, {*layers}, stored), type(best).__name__)
+
+
+def _build_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
+
+    # What configs of transformers 5 raise for a value of another type; no subclass of those above.
+    strict = getattr(errors, "StrictDataclassError", None)
+    return _BUILD_ERRORS if strict is None else (*_BUILD_ERRORS, strict)
+
+
+def _countless(config: Any, most: int, key: str = "") -> bool:
+    """Whether a config asks for more layers than can be: building them, even without weights, would take for ever."""
+    if isinstance(config, dict):
+        return any(_countless(value, most, name) for name, value in config.items())
+    if isinstance(config, list):
+        return any(_countless(value, most, key) for value in config)
+    counts = _COUNTS.search(key) is not None and _NO_COUNTS.search(key) is None
+    return counts and isinstance(config, (int, float)) and config > most
 
 
 def _class_names(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[str]:
@@ -141,7 +169,7 @@ def _build(name: str, config: Any) -> PreTrainedModel | None:
     try:
         with torch.device("meta"):
             model = make(config)
-    except _BUILD_ERRORS:
+    except _build_errors():
         return None
     return model if isinstance(model, transformers.PreTrainedModel) else None
 
