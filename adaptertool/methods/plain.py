@@ -69,9 +69,12 @@ class PlainMethod:
 
     def rank(self, config: AdapterConfig) -> int | None:
         """The config's rank; the default, if there is one, where the config does not say."""
-        if self.rank_field is None or config.fields.get(self.rank_field) is None:
+        if self.rank_field is None or self.rank_field not in config.fields:
             return self.default_rank
-        return config.integer(self.rank_field, 0)
+        if self.projections is not None:
+            return config.integer(self.rank_field, 0, least=1, most=2**31)
+        # 0 and null are no mistake everywhere: OFT takes its block size then.
+        return None if config.fields[self.rank_field] is None else config.integer(self.rank_field, 0)
 
     def role(self, name: str, config: AdapterConfig) -> Role:
         """Trained, if the name has the method's prefix and is neither a projection nor computed from the base."""

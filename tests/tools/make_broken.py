@@ -1,16 +1,17 @@
-"""Make `fixtures/broken/`: small checkpoints, each broken in one way, and the table of what has to be said about them.
+"""Make `fixtures/broken/`: small checkpoints and base models, each broken in one way, and the tables of what is to be said.
 
     python -m tests.tools.make_broken
 
-Every case is a folder named after it. `expected.json` says for each what the tests hold the command line to, and `README.md`
-is the same table for people. The files are the same bytes whenever this runs; pickles that torch has to write need the
-torch of the `dev` extra.
+Every case is a folder named after it; base models are in `bases/`. `expected.json` says for each what the tests hold the
+command line to, and `README.md` is the same table for people. The files are the same bytes whenever this runs; pickles that
+torch has to write need the torch of the `dev` extra.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import shutil
 import struct
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "broken"
+BASES = "bases"
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -48,6 +50,7 @@ class Case:
         findings: Where it can be read: the codes that `inspect --verify full` finds.
         slim: The exit code of `slim`; by default 3 where it can't be read.
         restore: The exit code of `restore`, alike.
+        merge: The exit code of `check-merge`: 1 where the checkpoint can be read and what it holds can't be merged.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Case:
     findings: tuple[str, ...] = ()
     slim: int | None = None
     restore: int | None = None
+    merge: int = 3
 
     @property
     def exits(self) -> dict[str, int]:
@@ -67,6 +71,7 @@ class Case:
             "inspect": readable,
             "slim": readable if self.slim is None else self.slim,
             "restore": readable if self.restore is None else self.restore,
+            "check-merge": self.merge,
         }
 
 
@@ -361,7 +366,7 @@ def value_cases() -> Iterator[Case]:
             if value is not None:
                 name = f"{what}-in-{dtype.lower().replace('_', '-')}"
                 content = {A: (dtype, [3], bytes(2 * len(value)) + value), B: (dtype, [1], bytes(len(value)))}
-                yield Case(name, f"{what} in {dtype}", with_weights(tensors(content)), findings=("ADP301",))
+                yield Case(name, f"{what} in {dtype}", with_weights(tensors(content)), findings=("ADP301",), merge=1)
     yield Case(
         "names-with-control-characters",
         "names that would steer a terminal",
@@ -385,15 +390,18 @@ def value_cases() -> Iterator[Case]:
         "no-elements",
         "tensors without elements",
         with_weights(tensors({A: ("F32", [0, 4], b""), B: ("F32", [4, 0], b"")})),
+        merge=1,
     )
 
 
 def projection_cases() -> Iterator[Case]:
     """RandLoRA projections that are none, and fingerprints that nobody wrote."""
 
-    def unknown(name: str, about: str, content: bytes, *more: str, slim: int = 1, **fields: Any) -> Case:
+    def unknown(
+        name: str, about: str, content: bytes, *more: str, slim: int = 1, merge: int = 3, **fields: Any
+    ) -> Case:
         found = tuple(sorted(("ADP104", *more)))
-        return Case(name, about, with_weights(content, {**RANDLORA, **fields}), findings=found, slim=slim)
+        return Case(name, about, with_weights(content, {**RANDLORA, **fields}), findings=found, slim=slim, merge=merge)
 
     yield unknown("projections-zero", "projections that nothing draws", projections(), "ADP102")
     yield unknown(
@@ -402,6 +410,7 @@ def projection_cases() -> Iterator[Case]:
         projections(element=struct.pack("<f", float("nan"))),
         "ADP102",
         "ADP301",
+        merge=1,
     )
     for dtype, size in {"I32": 4, "F8_E4M3": 1, "BOOL": 1, "C64": 8}.items():
         yield unknown(
@@ -598,6 +607,194 @@ def pickle_cases() -> Iterator[Case]:
     )
 
 
+BASE_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 4,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "model_type": "llama",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 2,
+    "vocab_size": 8,
+}
+BASE_SHAPES: dict[str, list[int]] = {
+    "lm_head.weight": [8, 8],
+    "model.embed_tokens.weight": [8, 8],
+    "model.norm.weight": [8],
+    **{f"model.layers.0.self_attn.{one}_proj.weight": [8, 8] for one in "qkvo"},
+    **{f"model.layers.0.mlp.{one}_proj.weight": [8, 8] for one in ("gate", "up", "down")},
+    **{f"model.layers.0.{one}_layernorm.weight": [8] for one in ("input", "post_attention")},
+}
+"""A Llama of one layer, with nothing wrong."""
+
+
+LOADS_OR_NOT = ("layers-huge", "layers-infinite", "layers-string", "width-negative", "heads-zero")
+"""What transformers makes of these numbers, merging a bias does not depend on."""
+
+
+def base_weights() -> bytes:
+    """Its weights."""
+    return tensors({name: ("F32", shape, bytes(4 * math.prod(shape))) for name, shape in BASE_SHAPES.items()})
+
+
+def for_the_base() -> dict[str, dict[str, bytes]]:
+    """Adapters for it: one that trains a bias, one with projections, one that was stripped and tells of no torch."""
+    layer = "base_model.model.model.layers.0.self_attn.v_proj"
+    gamma = {
+        f"{layer}.randlora_gamma": ("F32", [4, 8], bytes(128)),
+        f"{layer}.randlora_lambda": ("F32", [2, 4], bytes(32)),
+    }
+    pair = {
+        "base_model.randlora_A": ("F32", [2, 1, 8], bytes(64)),
+        "base_model.randlora_B": ("F32", [8, 4, 2], bytes(256)),
+    }
+    targets = {"target_modules": ["v_proj"], "base_model_name_or_path": None}
+    return {
+        "biased": with_weights(
+            tensors({f"{layer}.beft_bias": ("F32", [1, 8], bytes(32))}), {"peft_type": "BEFT", **targets}
+        ),
+        "with-projections": with_weights(tensors(pair | gamma), {**RANDLORA, **targets}),
+        "stripped": with_weights(tensors(gamma), {**RANDLORA, **targets, "save_projection": False}),
+    }
+
+
+@dataclass(frozen=True)
+class BaseCase:
+    """One broken base model.
+
+    Attributes:
+        name: Its folder in `bases/`.
+        about: What is wrong with it.
+        files: Path in the folder -> content.
+        kind: The error kind that every command which reads it reports with exit code 3; None where that is no error.
+        merge: The exit code of `check-merge` for an adapter that trains a bias for layers that have none here.
+    """
+
+    name: str
+    about: str
+    files: Mapping[str, bytes]
+    kind: str | None = "corrupt"
+    merge: int = 3
+
+
+def base_cases() -> Iterator[BaseCase]:
+    """Base models with configs, indices and weights that are none."""
+    config, small, names = BASE_CONFIG, base_weights(), list(BASE_SHAPES)
+
+    def configured(name: str, about: str, content: object, kind: str | None = "corrupt", merge: int = 3) -> BaseCase:
+        text = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return BaseCase(f"config-{name}", about, {"config.json": text, "model.safetensors": small}, kind, merge)
+
+    yield configured("empty", "an empty config", b"")
+    yield configured("cut", "a config that ends in the middle", b'{"model_type": "lla')
+    yield configured("list", "a config that is a list", b"[]")
+    yield configured("null", "a config that is null", b"null")
+    yield configured("deep", "10,000 nested lists", b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}")
+    yield configured("long-number", "a number of 5,000 digits", b'{"vocab_size": ' + b"9" * 5000 + b"}")
+    yield configured("lfs-pointer", "a git-LFS pointer", LFS_POINTER)
+    yield configured("not-utf8", "bytes that are no UTF-8", b'{"model_type": "\xff"}')
+    yield configured("utf16", "a config in UTF-16", '{"model_type": "llama"}'.encode("utf-16"))
+    yield configured("byte-order-mark", "a byte order mark, which transformers can't read", b"\xef\xbb\xbf{}")
+    yield BaseCase("config-missing", "no config", {"model.safetensors": small}, "not-found")
+    yield BaseCase(
+        "config-folder",
+        "a folder in place of the config",
+        {"config.json/README.md": b"a folder\n", "model.safetensors": small},
+        "not-found",
+    )
+    # With biases announced that the file does not hold, transformers is asked where the flag is not plainly true.
+    biased = {**config, "attention_bias": True}
+    for name, about, fields in (
+        ("bias-string", "a flag that is a string", {"attention_bias": "yes"}),
+        ("bias-number", "a flag that is a number", {"attention_bias": 1}),
+        ("bias-null", "a flag that is null", {"attention_bias": None}),
+        ("layers-huge", "a billion layers", {"num_hidden_layers": 10**9}),
+        ("layers-infinite", "an infinite number of layers", {"num_hidden_layers": float("inf")}),
+        ("layers-string", "a number of layers that is a string", {"num_hidden_layers": "two"}),
+        ("width-negative", "a negative width", {"hidden_size": -64}),
+        ("heads-zero", "no attention heads", {"num_attention_heads": 0}),
+        ("type-path", "a model type that is a path", {"model_type": "../../etc"}),
+        ("type-list", "a model type that is a list", {"model_type": ["llama"]}),
+    ):
+        yield configured(name, about, {**biased, **fields}, None, merge=0 if name in LOADS_OR_NOT else 3)
+    code = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    yield BaseCase(
+        "config-code",
+        "a config that brings code along",
+        {
+            "config.json": json.dumps({**biased, "model_type": "evil", "auto_map": code}).encode(),
+            "evil.py": b'open("the-code-ran", "w").close()\n',
+            "model.safetensors": small,
+        },
+        None,
+    )
+    yield configured(
+        "control-characters",
+        "a model type that would steer a terminal",
+        {**config, "model_type": "\x1b[2J\u202e"},
+        None,
+        merge=1,
+    )
+
+    for case in header_cases():
+        yield BaseCase(
+            f"weights-{case.name}",
+            case.about,
+            {"config.json": json.dumps(config).encode(), "model.safetensors": case.files[WEIGHTS]},
+            case.kind,
+        )
+    yield BaseCase("weights-missing", "no weights", {"config.json": json.dumps(config).encode()}, "not-found")
+    yield BaseCase(
+        "weights-folder",
+        "a folder in place of the weights",
+        {"config.json": json.dumps(config).encode(), "model.safetensors/README.md": b"a folder\n"},
+        "not-found",
+    )
+    yield BaseCase(
+        "weights-pickle",
+        "pickled weights",
+        {"config.json": json.dumps(config).encode(), "pytorch_model.bin": b"\x80\x02}."},
+        "unsupported",
+    )
+
+    shard = "model-00001-of-00001.safetensors"
+
+    def indexed(
+        name: str, about: str, index: object, content: bytes | None = small, kind: str = "corrupt", merge: int = 3
+    ) -> BaseCase:
+        text = index if isinstance(index, bytes) else json.dumps(index).encode()
+        files = {"config.json": json.dumps(config).encode(), "model.safetensors.index.json": text}
+        return BaseCase(f"index-{name}", about, files if content is None else files | {shard: content}, kind, merge)
+
+    yield indexed("empty", "an empty index", b"")
+    yield indexed("list", "an index that is a list", [])
+    yield indexed("deep", "10,000 nested lists", b'{"weight_map":' + b"[" * 10_000 + b"]" * 10_000 + b"}")
+    yield indexed("lfs-pointer", "a git-LFS pointer", LFS_POINTER)
+    yield indexed("without-map", "an index without a weight_map", {"metadata": {}})
+    yield indexed("map-empty", "one that maps nothing", {"weight_map": {}})
+    yield indexed("map-list", "one whose map is a list", {"weight_map": names})
+    for name, about, file in (
+        ("numbers", "numbers for shards", 7),
+        ("lists", "lists for shards", [shard]),
+        ("parent", "a shard in another folder", "../model.safetensors"),
+        ("absolute", "a shard anywhere", "/etc/model.safetensors"),
+        ("pickle", "a pickle for a shard", "model-00001-of-00001.bin"),
+        ("null-character", "a NUL in a shard's name", "a\0.safetensors"),
+        ("surrogate", "half a surrogate pair in a shard's name", "\ud800.safetensors"),
+        ("long", "a shard's name of 5,000 characters", "n" * 5000 + ".safetensors"),
+    ):
+        yield indexed(f"map-{name}", about, {"weight_map": dict.fromkeys(names, file)})
+    yield indexed("map-names", "half a surrogate pair in a tensor's name", {"weight_map": {f"\ud800{names[0]}": shard}})
+    # That a layer has no bias, the index says alone; what needs a shape can't be found out.
+    whole = {"weight_map": dict.fromkeys(names, shard)}
+    yield indexed("shard-missing", "a shard that is missing", whole, None, "not-found", merge=1)
+    yield indexed("shard-truncated", "a shard that is cut off", whole, small[:-1], merge=1)
+    yield indexed("shard-of-another", "a shard that lacks what the index names", whole, GOOD, merge=1)
+    yield indexed("shard-lfs-pointer", "a git-LFS pointer for a shard", whole, LFS_POINTER, merge=1)
+
+
 def _saved(state: object) -> bytes:
     import torch
 
@@ -630,7 +827,7 @@ def all_cases() -> list[Case]:
 
 
 def expected(cases: list[Case]) -> dict[str, Any]:
-    """The table as the tests read it."""
+    """The table of the adapters as the tests read it."""
     return {
         case.name: {"about": case.about, "exits": case.exits}
         | ({"kind": case.kind, "code": case.code} if case.kind else {"findings": sorted(case.findings)})
@@ -638,8 +835,31 @@ def expected(cases: list[Case]) -> dict[str, Any]:
     }
 
 
+def expected_of_bases(cases: list[BaseCase]) -> dict[str, Any]:
+    """The table of the base models as the tests read it."""
+    return {case.name: {"about": case.about, "kind": case.kind, "check-merge": case.merge} for case in cases}
+
+
+def table_of_bases(cases: list[BaseCase]) -> str:
+    """The table of the base models as people read it."""
+    about = (
+        "Made by `tests/tools/make_broken.py`. Commands that read what is broken report an error of the kind below, with exit "
+        "code 3; `check-merge` is asked about an adapter that trains a bias for layers that have none."
+    )
+    lines = [
+        "# Broken base models",
+        "",
+        about,
+        "",
+        "| folder | what is wrong | error | `check-merge` |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| `{case.name}` | {case.about} | {case.kind or 'none'} | {case.merge} |" for case in cases]
+    return "\n".join(lines) + "\n"
+
+
 def table(cases: list[Case]) -> str:
-    """The table as people read it."""
+    """The table of the adapters as people read it."""
     about = (
         "Made by `tests/tools/make_broken.py`. What can't be read is an error of the kind and code below, and exit code 3; "
         "what can be read gets the findings below from `inspect --verify full`. Where a config value makes no sense, the "
@@ -650,8 +870,8 @@ def table(cases: list[Case]) -> str:
         "",
         about,
         "",
-        "| folder | what is wrong | error or findings | `inspect` | `slim` | `restore` |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| folder | what is wrong | error or findings | `inspect` | `slim` | `restore` | `check-merge` |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in cases:
         said = f"{case.kind} {case.code or ''}".strip() if case.kind else " ".join(sorted(case.findings)) or "none"
@@ -661,16 +881,23 @@ def table(cases: list[Case]) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write all cases and both tables."""
+    """Write all cases and their tables."""
     shutil.rmtree(folder, ignore_errors=True)
-    cases = all_cases()
-    for case in cases:
-        for name, content in case.files.items():
-            path = folder / case.name / name
+    cases, bases = all_cases(), list(base_cases())
+    for place, files in [
+        *((folder / case.name, case.files) for case in cases),
+        *((folder / BASES / base.name, base.files) for base in bases),
+    ]:
+        for name, content in files.items():
+            path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    (folder / "expected.json").write_text(json.dumps(expected(cases), indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(table(cases), encoding="utf-8")
+    for place, known, text in (
+        (folder, expected(cases), table(cases)),
+        (folder / BASES, expected_of_bases(bases), table_of_bases(bases)),
+    ):
+        (place / "expected.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        (place / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
