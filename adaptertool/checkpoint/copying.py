@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.discover import is_checkpoint
+from adaptertool.checkpoint.folder import is_file
 from adaptertool.checkpoint.staging import is_staging, sync_folder
 from adaptertool.errors import CorruptError
 
@@ -102,7 +103,7 @@ class Tree:
     def _size_of(self, entry: os.DirEntry[str]) -> int:
         if entry.is_dir(follow_symlinks=False):
             return sum(self._size_of(one) for one in self._entries(Path(entry.path)))
-        return entry.stat().st_size if _is_file(entry) else 0
+        return entry.stat().st_size if is_file(entry) else 0
 
     def _copy(self, folder: Path, target: Path) -> None:
         for entry in self._entries(folder):
@@ -113,7 +114,7 @@ class Tree:
                 _keep_status(path, copy)
             elif entry.is_symlink() and self._leads_to_a_copy(path):
                 copy.symlink_to(path.readlink())
-            elif _is_file(entry):
+            elif is_file(entry):
                 _copy_file(path, copy)
             elif entry.is_symlink():
                 # What a relative one leads to is not there.
@@ -159,13 +160,6 @@ def _keep_status(source: Path, copy: Path) -> None:
     _keep_owner(source.stat(), copy)
     with contextlib.suppress(PermissionError):  # file systems that have no modes, or times in another range
         shutil.copystat(source, copy)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a symlink that leads to itself
-        return False
 
 
 def _same(entry: os.DirEntry[str], folder: Path) -> bool:

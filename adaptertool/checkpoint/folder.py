@@ -83,7 +83,7 @@ class LocalFolder:
         """Names of the files, symlinks to files included."""
         try:
             with os.scandir(self.path) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file())
+                return sorted(entry.name for entry in entries if is_file(entry))
         except OSError as error:
             raise os_error(error, self.path) from error
 
@@ -96,3 +96,11 @@ class LocalFolder:
         file = LocalBytes(self.path / name)
         self._opened.append(file)
         return file
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a file, or a symlink that leads to one."""
+    try:
+        return entry.is_file()
+    except OSError:  # a symlink that leads to itself
+        return False
