@@ -52,8 +52,11 @@ REMOTE_COPIES = 3
 REMOTE_REQUESTS = 8
 """Ranges that are read over a network at the same time."""
 
-SPAN = 8 << 20
-"""Bytes of a tensor that are compared, in all its copies, before the next ones are."""
+SPAN = 2 << 20
+"""Bytes of a tensor on disk that are compared, in all its copies, before the next ones are: what is due stays in the cache."""
+
+REMOTE_SPAN = 8 << 20
+"""The same for a tensor that is read over a network, where each range is a request."""
 
 THREADS = min(4, os.cpu_count() or 1)
 """Threads that compare: reading and comparing go on outside of Python's lock, and memory is faster than one of them."""
@@ -219,7 +222,9 @@ class Comparison:
         if self.weights.format == "pickle":
             yield from self.extents(tensor)
             return
-        step = SPAN // np.dtype(_bit_type(self.weights.tensors[tensor].dtype)).itemsize
+        step = (REMOTE_SPAN if self.remote else SPAN) // np.dtype(
+            _bit_type(self.weights.tensors[tensor].dtype)
+        ).itemsize
         for start, stop in self.extents(tensor):
             yield from ((begin, min(begin + step, stop)) for begin in range(start, stop, step))
 

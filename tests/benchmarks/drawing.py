@@ -1,77 +1,45 @@
-"""What drawing and verifying a basis costs beside PEFT's own drawing of it.
+"""Drawing a basis without torch, and verifying a file that holds one pair, beside PEFT's own drawing.
 
-    python -m tests.benchmarks.drawing [DIMENSION]
-
-The file holds one pair in float32, written from PEFT's draw. Printed are medians of three runs in one process, in seconds:
-drawing as PEFT does it, drawing without torch, and verifying the file in full (drawing, casting, comparing and hashing).
+The basis is (9216, 288, 32), of rank 32. Imports alone have a row of their own, since PEFT's take longer than its drawing.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Callable
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
+from tests.benchmarks.checkpoints import RANK, SEED, make
+from tests.benchmarks.measure import Row, adaptertool, compared, python
+
+DIMENSION = 9216
+
+IMPORTS = """
 import torch
+from types import SimpleNamespace
 from peft import RandLoraConfig
 from peft.tuners.randlora.model import RandLoraModel
-from safetensors.torch import save_file
+"""
 
-import adaptertool
+PEFT_DRAWS = f"""{IMPORTS}
+config = RandLoraConfig(r={RANK}, projection_prng_key={SEED})
+model = SimpleNamespace(_find_dim=lambda _: ({DIMENSION}, {DIMENSION}))
+RandLoraModel._init_randlora_A_randlora_B(model, config, "default")
+"""
+
+DRAWN_WITHOUT_TORCH = f"""
 from adaptertool.projection.basis import RandLoraBasis
-
-RANK, SEED, RUNS = 32, 3, 3
-
-
-def draw_with_peft(dimension: int) -> dict[str, torch.Tensor]:
-    """A and B in float32, as PEFT stores them for square layers of this size."""
-    config = RandLoraConfig(r=RANK, projection_prng_key=SEED)
-    model = SimpleNamespace(_find_dim=lambda _: (dimension, dimension))
-    RandLoraModel._init_randlora_A_randlora_B(model, config, "default")  # type: ignore[arg-type]
-    return {f"base_model.{kind}": getattr(model, kind)["default"].float() for kind in ("randlora_A", "randlora_B")}
+basis = RandLoraBasis({SEED}, "dense", {RANK}, {DIMENSION}, {DIMENSION})
+for _ in basis.draw(basis.generations[0]):
+    pass
+"""
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The median of some runs."""
-    taken = []
-    for _ in range(RUNS):
-        begin = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
-
-
-def main(dimension: int = 9216) -> None:
-    """Measure, and print a table."""
-    basis = RandLoraBasis(SEED, "dense", RANK, dimension, dimension)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        save_file(draw_with_peft(dimension), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(
-            json.dumps({"peft_type": "RANDLORA", "r": RANK, "projection_prng_key": SEED})
-        )
-
-        def verify() -> None:
-            report = adaptertool.inspect(folder, verify="full").projections
-            assert report is not None
-            assert report.verdict == "regenerable"
-
-        verify()
-        peft = seconds(lambda: draw_with_peft(dimension))
-        rows = {
-            "PEFT draws": peft,
-            "drawn without torch": seconds(lambda: list(basis.draw(basis.generations[0]))),
-            "verified in full": seconds(verify),
-        }
-    print(f"({dimension}, {dimension}), r = {RANK}")
-    for name, taken in rows.items():
-        print(f"{name:<20} {taken:6.2f} s {taken / peft:6.2f} x")
-
-
-if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+def measured(place: Path) -> list[Row]:
+    """The rows of this benchmark."""
+    peft = python("-c", PEFT_DRAWS)
+    rows = compared("PEFT's imports alone", python("-c", IMPORTS), "PEFT draws", peft)
+    rows += compared("drawn without torch", python("-c", DRAWN_WITHOUT_TORCH), "PEFT draws", peft)
+    folder = make("randlora", place / "pair", 1, DIMENSION, "F32")
+    rows += compared("inspect --verify full", adaptertool("inspect", folder, "--verify", "full"), "PEFT draws", peft)
+    shutil.rmtree(folder)
+    return rows
