@@ -261,13 +261,9 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
         fix = f"{slim} --keep-one-copy" if copies else None
         find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
     if report.verdict == "copies-differ":
-        find(
-            "ADP105",
-            f"{_sentence(report.reason)} PEFT loads {report.tensors[0].canonical}.",
-            names,
-            None,
-            f"{slim} --keep-one-copy --force",
-        )
+        which = "They were trained: keep them all" if rule.trained else f"PEFT loads {report.tensors[0].canonical}"
+        fix = None if rule.trained else f"{slim} --keep-one-copy --force"
+        find("ADP105", f"{_sentence(report.reason)} {which}.", names, None, fix)
     elif copies and adapter.weights.format == "safetensors":
         size = report.bytes - report.one_copy_bytes
         are = "tensor is a further copy" if len(copies) == 1 else "tensors are further copies"

@@ -14,6 +14,7 @@ from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, ke
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writer import Change
+from adaptertool.errors import AdapterToolError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
@@ -63,8 +64,9 @@ def slim(
         push: Open a pull request on the Hub repo.
         keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
         for_torch: The torch version that will load the adapter; by default the installed one.
-        base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter. Without it a
-            second adapter's borrowed projections go unnoticed in a file that holds one pair. Copies of its embeddings that
+        base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter; by default the
+            one in the adapter's config, where that is a folder here. Without any, a second adapter's borrowed projections can
+            go unnoticed in a file that holds one pair. With it named, copies of its embeddings that
             were not trained and are the same bytes are stripped as well.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
@@ -89,14 +91,10 @@ def slim(
         if done is not None:
             return replace(done, dry_run=dry_run)
     destination.check(adapter)
-    proven = False
-    stored = rule.stored(adapter.weights.tensors, adapter.config) if rule is not None else ()
-    if base is not None and rule is not None and rule.shared and stored:
-        disproof = _disproof(adapter, rule, stored, base, token)
-        if disproof is not None and not keep_one_copy:
-            result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
-            return replace(result, hint=_one_copy_hint(adapter))
-        proven = disproof is None
+    proven, disproof = _shapes_by_the_base(adapter, rule, base, token)
+    if disproof is not None and not keep_one_copy:
+        result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
+        return replace(result, hint=_one_copy_hint(adapter))
     copies = compare(adapter, base, token, progress) if base is not None else None
     plan = _plan(
         adapter,
@@ -114,16 +112,39 @@ def slim(
     return destination.carry_out(adapter, plan.change, plan.result, pull_request_words, progress)
 
 
+def _shapes_by_the_base(
+    adapter: Adapter, rule: Projections | None, base: str | None, token: str | None
+) -> tuple[bool, str | None]:
+    """Whether the base model makes PEFT draw the shapes that are stored, and why not.
+
+    Without a named base, the one in the adapter's config is asked where it is a folder here. Then only an answer counts.
+    """
+    stored = rule.stored(adapter.weights.tensors, adapter.config) if rule is not None else ()
+    if rule is None or not rule.shared or not stored:
+        return False, None
+    named = base
+    if named is None:
+        named = adapter.config.text_or_none("base_model_name_or_path")
+        if not named or adapter.folder.kind != "local" or not Path(named).is_dir():
+            return False, None
+    try:
+        disproof = _disproof(adapter, rule, stored, named, token)
+    except CannotDrawError as error:
+        return False, str(error.args[0]) if base is not None else None
+    except AdapterToolError:
+        if base is not None:
+            raise
+        return False, None
+    return disproof is None, disproof
+
+
 def _disproof(
     adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
 ) -> str | None:
     """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
     from adaptertool.operations.base_layers import layer_shapes
 
-    try:
-        due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
-    except CannotDrawError as error:
-        return str(error.args[0])
+    due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
     for one in stored:
         shape = adapter.weights.tensors[one.canonical].shape
         if shape != due[one.kind]:
@@ -231,8 +252,9 @@ def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, 
     copies = {name for one in report.tensors for name in one.copies}
     if not copies:
         return _Plan(replace(result, reason="the file holds one copy of what layers share"))
-    if report.verdict == "copies-differ" and not force:
+    if report.verdict == "copies-differ" and (report.trained or not force):
         hint = "--force keeps the canonical pair, which is the one that PEFT loads."
+        hint = "They were trained, and nothing brings them back: keep the file as it is." if report.trained else hint
         return _Plan(replace(result, action="refused", reason=f"the copies differ: {report.reason}", hint=hint))
     return _Plan(replace(result, action="kept-one-copy"), frozenset(copies), adapter.weights.metadata)
 

@@ -127,3 +127,19 @@ def test_lily_without_one_common_target_shares_nothing_that_is_certain(targets: 
     if targets == "all-linear":
         parameters = sum(parameter.numel() for parameter in trainable(written.model).values())
         assert adaptertool.inspect(tmp_path).adapter.parameters == parameters
+
+
+def test_trained_tensors_that_differ_are_kept_whatever_is_forced(tmp_path: Path) -> None:
+    """What should be copies was trained: nothing would bring it back."""
+    write(tmp_path / "adapter", "LILY")
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state["base_model.model.model.layers.1.self_attn.q_proj.lily_B.weight"][0, 0] += 1
+
+    folder = changed(tmp_path / "adapter", tmp_path / "changed", change)
+    result = adaptertool.slim(folder, keep_one_copy=True, force=True, dry_run=True)
+    assert result.action == "refused"
+    assert "They were trained" in str(result.hint)
+    (finding,) = adaptertool.inspect(folder, verify="full").findings
+    assert finding.code == "ADP105"
+    assert finding.fix is None

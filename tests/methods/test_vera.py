@@ -229,3 +229,22 @@ def test_a_processor_that_does_not_fuse_is_told_apart(tmp_path: Path) -> None:
     assert report.recipe is not None
     assert report.recipe.fused_multiply_add is False
     assert report.verdict == ("regenerable-elsewhere" if fuses else "regenerable")
+
+
+@pytest.mark.parametrize("peft_type", [*TYPES, "RANDLORA"])
+def test_a_base_that_the_config_names_shows_a_borrowed_pair(peft_type: str, tmp_path: Path) -> None:
+    """PEFT itself refuses to load such a file; stripped, it would draw a pair that the adapter was not trained with."""
+    base("llama").save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bare = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        model = get_peft_model(bare, configured(peft_type, "llama", target_modules=["down_proj"]))
+        model.add_adapter("second", configured(peft_type, "llama", target_modules=["o_proj"]))
+        model.set_adapter("second")
+        shake(model)
+        model.save_pretrained(str(tmp_path), selected_adapters=["second"])
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            PeftModel.from_pretrained(base("llama"), str(tmp_path / "second"))
+    result = adaptertool.slim(tmp_path / "second", dry_run=True)
+    assert result.action == "refused"
+    assert "another adapter" in str(result.reason)
