@@ -725,7 +725,7 @@ def base_cases() -> Iterator[BaseCase]:
         "a config that brings code along",
         {
             "config.json": json.dumps({**biased, "model_type": "evil", "auto_map": code}).encode(),
-            "evil.py": b'open("the-code-ran", "w").close()\n',
+            "evil.py": b'"""Code that must not run."""\n\nfrom pathlib import Path\n\nPath("the-code-ran").touch()\n',
             "model.safetensors": small,
         },
         None,
