@@ -53,6 +53,13 @@ class Bytes(Protocol):
     def stream(self, start: int, length: int) -> Iterator[memoryview]:
         """The same bytes in pieces, in order. A piece is valid until the next one is asked for."""
 
+    def read_again(self, start: int, length: int) -> bytes:
+        """The same bytes, brought anew from where they are: what was damaged on its way is not what comes then.
+
+        Raises:
+            NetworkError: what is known for certain of a remote file does not come as it did before.
+        """
+
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
         """Within the block these ranges are streamed in this order, some perhaps not: a file far away fetches them ahead.
 
@@ -158,6 +165,10 @@ class LocalBytes:
         with self._lock:
             self._file.seek(place)
             return self._file.readinto(into) or 0
+
+    def read_again(self, start: int, length: int) -> bytes:
+        """The same as `read`."""
+        return self.read(start, length)
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
         """The operating system reads ahead."""

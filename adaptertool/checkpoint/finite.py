@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from adaptertool.checkpoint.weights import Weights
 
 # dtype -> (bytes an element, values of the high byte that can belong to NaN or infinity, mask and least value of the byte
@@ -31,13 +33,24 @@ def first_not_finite(weights: Weights, name: str) -> int | None:
 
     Integer dtypes are always finite.
     """
-    rule = _EXPONENTS.get(weights.tensors[name].dtype)
+    return _first(weights.stream(name), weights.tensors[name].dtype)
+
+
+def still_not_finite(weights: Weights, name: str, index: int) -> bool:
+    """Whether that element is NaN or infinite when it is read a second time."""
+    info = weights.tensors[name]
+    size = info.nbytes // info.numel
+    return _first((memoryview(weights.read_again(name, index * size, size)),), info.dtype) is not None
+
+
+def _first(pieces: Iterable[memoryview], dtype: str) -> int | None:
+    rule = _EXPONENTS.get(dtype)
     if rule is None:
         return None
     size, high_bytes, least_below = rule
     suspects = bytes(set(range(256)) - set(high_bytes))
     seen, rest = 0, b""
-    for piece in weights.stream(name):
+    for piece in pieces:
         data = rest + bytes(piece)
         whole = len(data) - len(data) % size
         rest = data[whole:]
@@ -46,6 +59,6 @@ def first_not_finite(weights: Weights, name: str) -> int | None:
             below = data[size - 2 : whole : size] if least_below is not None else high
             for index, byte in enumerate(high):
                 if byte in high_bytes and (least_below is None or below[index] >= least_below):
-                    return (seen + index) // (2 if weights.tensors[name].dtype == "C64" else 1)
+                    return (seen + index) // (2 if dtype == "C64" else 1)
         seen += whole // size
     return None

@@ -52,6 +52,9 @@ class Weights(Protocol):
     def hold(self) -> None:
         """Read all data at once, so that what is streamed from now on comes from memory: for small files far away."""
 
+    def read_again(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of a tensor, brought anew from where the file is; see `Bytes.read_again`."""
+
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """Within the block these parts of tensors are streamed in this order, some perhaps not; see `Bytes.ahead`.
 
@@ -107,6 +110,10 @@ class SafetensorsWeights:
     def hold(self) -> None:
         """Read all data in one range."""
         self._held = self.file.read(self.header.data_start, self.file.size - self.header.data_start)
+
+    def read_again(self, name: str, start: int, length: int) -> bytes:
+        """A part of a tensor, from the file and not from memory."""
+        return self.file.read_again(self.header.data_start + self.tensors[name].start + start, length)
 
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """Tell the file which of its ranges come next."""
@@ -196,6 +203,10 @@ class PickleWeights:
 
     def hold(self) -> None:
         """Nothing: they are in memory."""
+
+    def read_again(self, name: str, start: int, length: int) -> bytes:
+        """A part of a tensor."""
+        return b"".join(bytes(piece) for piece in self.stream(name, start, length))
 
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """The file is on disk, and the operating system reads ahead."""

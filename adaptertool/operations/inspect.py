@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
-from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError
 from adaptertool.findings import Finding
@@ -194,9 +194,10 @@ def _findings_about_values(adapter: Adapter, level: Level, originals: Mapping[st
             index = first_not_finite(weights, name)
             if index is None:
                 continue
-            if adapter.folder.kind == "hub" and first_not_finite(weights, name) != index:
+            if not still_not_finite(weights, name, index):
                 raise CorruptError(
-                    f"two readings of {name} gave different bytes", hint="It is damaged on its way. Try again."
+                    f"two readings of {name} gave different bytes",
+                    hint="The file changes while it is read, or it is damaged on its way. Try again.",
                 )
             broken[name] = index
     broken.update({copy: broken[name] for copy, name in originals.items() if name in broken})

@@ -319,8 +319,7 @@ class Comparison:
         """
         if (tensor, start) in self._confirmed:
             return
-        again = b"".join(bytes(part) for part in self.weights.stream(tensor, start, len(piece)))
-        if again != piece:
+        if self.weights.read_again(tensor, start, len(piece)) != piece:
             raise CorruptError(
                 f"two readings of {tensor} gave different bytes, {start} bytes from its start",
                 hint="The file changes while it is read, or it is damaged on its way. Try again.",

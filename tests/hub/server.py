@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -176,7 +176,7 @@ class Fault:
     """What goes wrong with answers of one kind.
 
     Attributes:
-        kind: `models`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify` or `commit`.
+        kind: `models`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify`, `commit` or `any`.
         times: How many answers are spoilt before all is well again.
         skip: How many go well before.
         status: This status instead of an answer.
@@ -190,6 +190,7 @@ class Fault:
         delay: Seconds before the first byte of the answer.
         drip: Seconds between single bytes.
         body: These bytes instead of the body.
+        raw: These bytes instead of an answer in HTTP, and the connection ends.
         then: Called when the answer is made and before it is sent.
     """
 
@@ -207,6 +208,7 @@ class Fault:
     delay: float = 0.0
     drip: float = 0.0
     body: bytes | None = None
+    raw: bytes | None = None
     then: Callable[[], object] | None = None
 
 
@@ -276,12 +278,12 @@ class HubServer:
         """What is to go wrong with this answer."""
         with self.lock:
             for fault in self.faults:
-                if fault.kind == kind and fault.times:
+                if fault.kind in (kind, "any") and fault.times:
                     if fault.skip:
                         fault.skip -= 1
                         continue
                     fault.times -= 1
-                    return fault
+                    return replace(fault, kind=kind)
         return Fault(kind)
 
 
@@ -304,6 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
     """What both origins have in common: faults, ranges, the log."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body would wait until its head is acknowledged, 40 ms each time
     hub: HubServer
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
@@ -368,6 +371,22 @@ class _Handler(BaseHTTPRequestHandler):
             fault.then()
         if fault.delay:
             self.hub.stopping.wait(fault.delay)
+        sent = 0
+        if fault.raw is None:
+            sent = self.send_answer(fault, status, headers, file, start, length)
+        else:
+            self.close_connection = True
+            self.wfile.write(fault.raw)
+        wanted, token = self.headers.get("range"), self.headers.get("authorization")
+        entry = Logged(fault.kind, self.command, self.path, wanted, token, status, sent)
+        with self.hub.lock:
+            self.hub.active -= 1
+            self.hub.log.append(entry)
+
+    def send_answer(
+        self, fault: Fault, status: int, headers: Mapping[str, str], file: Content, start: int, length: int
+    ) -> int:
+        """Status, headers and body; how many bytes of the body were sent."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -400,11 +419,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(b"0\r\n\r\n")
         except OSError:
             self.close_connection = True
-        wanted, token = self.headers.get("range"), self.headers.get("authorization")
-        entry = Logged(fault.kind, self.command, self.path, wanted, token, status, sent)
-        with self.hub.lock:
-            self.hub.active -= 1
-            self.hub.log.append(entry)
+        return sent
 
 
 def _storage(hub: HubServer) -> type[BaseHTTPRequestHandler]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PREFETCH = 144 << 10
 """Bytes that the first read fetches: about what the header of a 1,000-tensor adapter takes."""
 
+CANARY = 4 << 10
+"""Bytes of the file's beginning that are asked for a second time where the answer depends on it."""
+
 SMALL = 16 << 20
 """Bytes up to which a file that is not in large file storage is read as a whole; the Hub allows 10 MiB in git."""
 
@@ -121,6 +124,23 @@ class HubBytes:
                             raise self._other_content()
                     yield buffer[:filled]
                     filled = 0
+
+    def read_again(self, start: int, length: int) -> bytes:
+        """The same bytes, from an address that is asked for anew, and past what was fetched ahead.
+
+        A server may send the bytes of another range than its headers say. So a part of the file's beginning, which made
+        sense, is asked for again as well.
+        """
+        if len(self._prefix) == self.size:
+            return self.read(start, length)  # checked as a whole
+        self._direct = None
+        known = self._prefix[8 : 8 + CANARY]
+        if known and self._fetch(8, len(known)) != known:
+            raise NetworkError(
+                f"{self._name} does not come as it did before: the server sends other bytes of it than it says",
+                hint="Try again; a proxy or mirror in between may be broken.",
+            )
+        return self._fetch(start, length)
 
     @contextmanager
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[None]:
