@@ -126,7 +126,14 @@ class Base:
     def _read_range(self, names: list[str]) -> dict[str, bytes]:
         file, header = self._headers[self.files[names[0]]]
         first, last = self.tensor(names[0]), self.tensor(names[-1])
-        content = file.read(header.data_start + first.start, last.start + last.nbytes - first.start)
+        extent = header.data_start + first.start, last.start + last.nbytes - first.start
+        content = file.read(*extent)
+        # No digest proves a part of a file, and the values decide.
+        if self.folder.kind == "hub" and file.read_again(*extent) != content:
+            raise CorruptError(
+                f"two readings of {names[0]} in {file.name} gave different bytes",
+                hint="It is damaged on its way. Try again.",
+            )
         found = {}
         for name in names:
             info = self.tensor(name)

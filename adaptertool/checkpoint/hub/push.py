@@ -188,9 +188,10 @@ def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
     response = error.response
     headers = {name.lower(): value for name, value in response.headers.items()}
     said = redacted(getattr(error, "server_message", None) or headers.get("x-error-message", ""), client.token)
-    if headers.get("x-error-code") == "RevisionNotFound":
-        return _no_branch(folder.branch or "main")
-    if response.status_code in (409, 412):
+    unknown = headers.get("x-error-code") == "RevisionNotFound"
+    if unknown and folder.branch is not None:
+        return _no_branch(folder.branch)
+    if unknown or response.status_code in (409, 412):
         return NetworkError(
             f"{folder.repo_id} changed while the pull request was prepared" + (f": {said}" if said else ""),
             hint="Run the command again.",
