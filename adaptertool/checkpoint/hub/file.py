@@ -65,6 +65,7 @@ class HubBytes:
         self._direct: str | None = None
         self._etags: dict[str, str] = {}
         self._prefix = b""
+        self._canary = b""
         self._prefix_lock = threading.Lock()
         self._count_lock = threading.Lock()
         self._plan: ReadAhead | None = None
@@ -126,15 +127,14 @@ class HubBytes:
                     filled = 0
 
     def read_again(self, start: int, length: int) -> bytes:
-        """The same bytes, from an address that is asked for anew, and past what was fetched ahead.
+        """The same bytes by a request of their own, past what was fetched ahead.
 
         A server may send the bytes of another range than its headers say. So a part of the file's beginning, which made
-        sense, is asked for again as well.
+        sense, is asked for again as well, the first time.
         """
         if len(self._prefix) == self.size:
             return self.read(start, length)  # checked as a whole
-        self._direct = None
-        known = self._prefix[8 : 8 + CANARY]
+        known, self._canary = self._canary, b""
         if known and self._fetch(8, len(known)) != known:
             raise NetworkError(
                 f"{self._name} does not come as it did before: the server sends other bytes of it than it says",
@@ -170,6 +170,7 @@ class HubBytes:
                 upto = length if small else min(self._first, self.size)
                 data = self._fetch(0, upto)
                 self._prefix = self._proven(data) if upto == self.size else data
+                self._canary = self._prefix[8 : 8 + CANARY]
             return self._prefix[start : start + length]
 
     def _proven(self, data: bytes) -> bytes:
@@ -246,6 +247,7 @@ class HubBytes:
             self._direct = answer.url
         self._entry = entry
         self._prefix = self._proven(data) if len(data) == entry.size else data
+        self._canary = self._prefix[8 : 8 + CANARY]
         return entry
 
     def _described(self, answer: Answer) -> HubFile | None:
