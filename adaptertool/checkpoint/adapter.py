@@ -12,7 +12,6 @@ from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.weights import (
     PICKLE_WEIGHTS,
     SAFETENSORS_WEIGHTS,
-    PickleWeights,
     SafetensorsWeights,
     Weights,
 )
@@ -59,6 +58,8 @@ def open_adapter(target: Target) -> Adapter:
             f"{folder.location} holds pickled weights ({name}), which are not read over the network",
             hint="Download the repo and name the folder.",
         )
+    from adaptertool.checkpoint.pickled import PickleWeights
+
     return Adapter(folder, config, name, PickleWeights(folder.path / name, file))
 
 

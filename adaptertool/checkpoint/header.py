@@ -190,24 +190,25 @@ def parse_header(text: bytes, data_bytes: int, name: str) -> Header:
 
 
 def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:
-    shown = _quoted(name)
     if not isinstance(entry, dict):
-        broken(f"the entry of {shown} is no object")
+        broken(f"the entry of {_quoted(name)} is no object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
-        broken(f"{shown} has no dtype")
+        broken(f"{_quoted(name)} has no dtype")
     if dtype not in DTYPE_BITS:
-        raise UnsupportedError(f"tensor {shown} has dtype {_quoted(dtype)}, which this version does not know")
+        raise UnsupportedError(f"tensor {_quoted(name)} has dtype {_quoted(dtype)}, which this version does not know")
     if not isinstance(shape, list) or not all(type(dim) is int and dim < 2**64 for dim in shape):
-        broken(f"the shape of {shown} is no list of whole numbers")
+        broken(f"the shape of {_quoted(name)} is no list of whole numbers")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
         or not all(type(offset) is int and offset < 2**64 for offset in offsets)
     ):
-        broken(f"the data_offsets of {shown} are no pair of whole numbers")
-    if any(isinstance(value, (dict, list)) for key, value in entry.items() if key not in ("shape", "data_offsets")):
-        broken(f"the entry of {shown} holds a field that the format does not know")
+        broken(f"the data_offsets of {_quoted(name)} are no pair of whole numbers")
+    if len(entry) > 3 and any(
+        isinstance(value, (dict, list)) for key, value in entry.items() if key not in ("shape", "data_offsets")
+    ):
+        broken(f"the entry of {_quoted(name)} holds a field that the format does not know")
     start, end = offsets
     # The product is checked dimension by dimension, as safetensors does in 64 bits: a zero does not excuse an overflow
     # before it.
@@ -215,15 +216,15 @@ def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:
     for dim in shape:
         numel *= dim
         if numel >= 2**64:
-            broken(f"the shape of {shown} overflows")
+            broken(f"the shape of {_quoted(name)} overflows")
     bits = numel * DTYPE_BITS[dtype]
     if bits >= 2**64:
-        broken(f"the shape of {shown} overflows")
+        broken(f"the shape of {_quoted(name)} overflows")
     if bits % 8:
-        broken(f"{shown} does not end on a whole byte")
+        broken(f"{_quoted(name)} does not end on a whole byte")
     if end < start or end - start != bits // 8:
         broken(
-            f"{shown} has shape {_cut(str(shape))} and dtype {dtype}, so {bits // 8} bytes, and its data_offsets span "
+            f"{_quoted(name)} has shape {_cut(str(shape))} and dtype {dtype}, so {bits // 8} bytes, and its data_offsets span "
             f"{end - start}"
         )
     return TensorInfo(name, dtype, tuple(shape), start, end - start)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -13,7 +14,6 @@ import typer
 
 from adaptertool import __version__
 from adaptertool.checkpoint.bytes import os_error
-from adaptertool.cli import check_merge, explain, inspect, restore, slim
 from adaptertool.cli.interruption import InterruptedWorkError
 from adaptertool.cli.output import print_error
 from adaptertool.cli.parameters import spare_validators
@@ -22,14 +22,18 @@ from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError,
 # Any error that the parser raises about its arguments; typer has moved the class between releases, its subclass stays put.
 _PARSER_ERRORS: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    name="adaptertool",
-    help="Inspect and repair PEFT adapter checkpoints.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+COMMANDS = {
+    "inspect": "inspect",
+    "slim": "slim",
+    "restore": "restore",
+    "check-merge": "check_merge",
+    "explain": "explain",
+}
+"""The commands, in the order in which the help lists them, and their modules."""
+
+
+COMPLETION = "_ADAPTERTOOL_COMPLETE"
+"""The variable by which a shell asks for completions, without arguments."""
 
 
 def _print_version(asked: bool) -> None:
@@ -38,9 +42,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    epilog="Exit codes: 0 fine or done, 1 the answer is no, 2 usage, 3 could not find out; nothing was changed."
-)
 def _program(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
@@ -49,16 +50,39 @@ def _program(
     """Inspect and repair PEFT adapter checkpoints."""
 
 
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.command)
-app.command("slim", epilog=slim.EXAMPLES)(slim.command)
-app.command("restore", epilog=restore.EXAMPLES)(restore.command)
-app.command("check-merge", epilog=check_merge.EXAMPLES)(check_merge.command)
-app.command("explain", epilog=explain.EXAMPLES)(explain.command)
+def _listed(command: Any) -> Callable[[], None]:
+    """A command's place in the list of all: its name and what it does."""
+
+    def without_parameters() -> None: ...
+
+    without_parameters.__doc__ = command.__doc__
+    return without_parameters
 
 
 @cache
-def _parser() -> Any:
-    """The parser of the whole command line. Typer gives the same one at every call, so that it is prepared once."""
+def parser(only: str | None = None, *, listed: bool = False) -> Any:
+    """The parser of the command line. Typer gives the same one at every call, so that it is prepared once.
+
+    Making the parsers of all commands takes longer than reading a header.
+
+    Args:
+        only: A command, where no other one will be asked for.
+        listed: Whether commands will be listed alone, and none of their parameters be asked for.
+    """
+    app = typer.Typer(
+        name="adaptertool",
+        help="Inspect and repair PEFT adapter checkpoints.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback(
+        epilog="Exit codes: 0 fine or done, 1 the answer is no, 2 usage, 3 could not find out; nothing was changed."
+    )(_program)
+    for name in COMMANDS if only is None else (only,):
+        module = import_module(f"adaptertool.cli.{COMMANDS[name]}")
+        app.command(name, epilog=module.EXAMPLES)(_listed(module.command) if listed else module.command)
     program = typer.main.get_command(app)
     spare_validators(program)
     return program
@@ -79,7 +103,9 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     form = _format_asked_for(arguments)
     try:
-        code = _parser().main(arguments, prog_name="adaptertool", standalone_mode=False)
+        named = arguments[0] if arguments and arguments[0] in COMMANDS else None
+        listed = list(arguments) in ([], ["--help"], ["-h"], ["--version"]) and COMPLETION not in os.environ
+        code = parser(named, listed=listed).main(arguments, prog_name="adaptertool", standalone_mode=False)
         sys.stdout.flush()
     except AdapterToolError as error:
         print_error(error, form)

@@ -10,7 +10,7 @@ from adaptertool.merge.adapted import AdaptedLayer, natural_order
 from adaptertool.merge.resolve import Names, split_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.decide import BaseLayers
@@ -107,22 +107,24 @@ def _targeted(
     open_ones: list[str] = []
     others = _LiveNames(layers)
     for stored, leaves in layers.modules.items():
-        head, tail = split_path(stored)
         if "weight" not in leaves and not layers.is_quantized(stored):
             continue
+        head, tail = split_path(stored)
         numbered = tail[0].isdecimal()
         live_heads = stacks.get(head, set()) if numbered else set()
-        if len(live_heads) == 1:
-            live = ".".join((*next(iter(live_heads)), *tail))
-            if live not in held and not layers.is_beyond(live) and ".experts." not in live:
-                code = layers.code.layer(live)
-                if targets.match(live, code):
-                    (fresh if code is not None or not layers.code.known else open_ones).append(live)
-            continue
-        for live in others.of(stored):
-            if live in held or layers.is_beyond(live):
+        names = others.of(stored)
+        here = [live for live in names if split_path(live)[0] in live_heads]
+        if live_heads and not here:
+            here = [".".join((*live_head, *tail)) for live_head in live_heads]
+        for live in here or names:
+            if live in held or layers.is_beyond(live) or ".experts." in f".{live}.":
                 continue
-            if targets.match(live, layers.code.layer(live)) and (numbered or _alone(live, kept, targets)):
+            code = layers.code.layer(live)
+            if not targets.match(live, code):
+                continue
+            if here and (code is not None or not layers.code.known):
+                fresh.append(live)
+            elif here or numbered or _alone(live, kept, targets):
                 open_ones.append(live)
                 break
     return fresh, open_ones
@@ -145,18 +147,20 @@ class _LiveNames:
         names = Names(patterns, layers.code.wrappers, layers.code.leading)
         self._live: dict[str, list[str]] = {}
         for live in layers.code.patterns():
-            found = names.find(live).module
+            moved = layers.code.moved(live)
+            found = (names.find(moved).module if moved is not None else None) or names.find(live).module
             if found is not None:
                 self._live.setdefault(found, []).append(live)
 
-    def of(self, stored: str) -> Iterator[str]:
+    def of(self, stored: str) -> list[str]:
         """Module paths; the stored name itself where the code is not known."""
         patterns = self._live.get(_NUMBER.sub("#", stored))
         if patterns is None:
-            yield stored
-            return
+            return [stored]
         numbers = _NUMBER.findall(stored)
+        paths = []
         for pattern in patterns:
             if pattern.count("#") == len(numbers):
                 rest = iter(numbers)
-                yield ".".join(next(rest) if part == "#" else part for part in pattern.split("."))
+                paths.append(".".join(next(rest) if part == "#" else part for part in pattern.split(".")))
+        return paths

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.merge.resolve import Names, Resolution, is_quantized, modules_of
 
@@ -32,7 +34,7 @@ class Layer:
         layer_type: What it is.
         has_bias: Whether it has a bias in the live model.
         stored: Its name in the file; None where it was not found there.
-        bias_stored: Whether the file holds its bias.
+        bias: The tensor in the file that is its bias; None where it holds none.
         reason: Why the status is not `ok`, or what is odd about it.
         flag: The config field that would create its bias.
         contradiction: Whether the file contradicts the config, in a way that PEFT merges nevertheless.
@@ -45,7 +47,7 @@ class Layer:
     layer_type: LayerType = "unknown"
     has_bias: bool | None = None
     stored: str | None = None
-    bias_stored: bool = False
+    bias: str | None = None
     reason: str | None = None
     flag: str | None = None
     contradiction: bool = False
@@ -68,8 +70,11 @@ class BaseLayers:
         self._names = Names(self.modules, code.wrappers, code.leading)
         self._renamed = renamed or {}
         self._counts: dict[str, int | None] = {}
-        method = base.config.get("quantization_config")
-        self.quantization = str(method.get("quant_method", "unknown")) if isinstance(method, dict) else None
+        settings = base.config.get("quantization_config")
+        self._quantization: Mapping[str, Any] = settings if isinstance(settings, dict) else {}
+        self.quantization = str(self._quantization.get("quant_method", "unknown")) if self._quantization else None
+        # With trust_remote_code, code that comes with the files takes the place of transformers' own.
+        self._own_code = isinstance(base.config.get("auto_map"), dict)
 
     def stored(self, module: str) -> str | None:
         """The name in the file of a module of the live model; None where it is not certain."""
@@ -127,7 +132,7 @@ class BaseLayers:
             return self._beyond(layer)
         if (unsupported := self._unsupported(layer, code, linear_only=False)) is not None:
             return unsupported
-        has_bias = code.bias if code is not None else (layer.bias_stored if found.module else None)
+        has_bias = code.bias if code is not None else (layer.bias is not None if found.module else None)
         layer = replace(layer, has_bias=has_bias, status="ok")
         if found.module is not None and (any_kind or code is not None or not self.code.known):
             return layer
@@ -140,15 +145,17 @@ class BaseLayers:
         if module in self._renamed:
             return Resolution("exact", self._renamed[module])
         found = self._names.find(module)
-        if found.how == "missing" and f"{module}.weight" in self.modules:
-            # A parametrised weight, such as weight norm's.
-            return Resolution("exact", f"{module}.weight")
+        moved = self.code.moved(module) if found.how != "exact" else None
+        if moved is not None and (renamed := self._names.find(moved)).module is not None:
+            return renamed
+        if found.how == "missing" and f"{module}.parametrizations.weight" in self.modules:
+            return Resolution("exact", f"{module}.parametrizations.weight")
         return found
 
     def _known(self, module: str, found: Resolution, code: CodeLayer | None) -> Layer:
         leaves = self.modules.get(found.module or "", frozenset())
         layer_type: LayerType = "unknown"
-        if is_quantized(leaves):
+        if is_quantized(leaves) or self._is_quantized_at_loading(module, code):
             layer_type = "quantized"
         elif code is not None:
             layer_type = "unknown" if code.kind == "conv" else code.kind
@@ -159,9 +166,36 @@ class BaseLayers:
             "unknown",
             layer_type=layer_type,
             stored=found.module,
-            bias_stored="bias" in leaves,
+            bias=self._bias_of(module, found),
             flag=code.flag if code is not None else None,
         )
+
+    def _bias_of(self, module: str, found: Resolution) -> str | None:
+        if f"{found.module}.bias" in self.base.files:
+            return f"{found.module}.bias"
+        moved = self.code.moved(f"{module}.bias")
+        return moved if moved in self.base.files else None
+
+    def _is_parametrised(self, stored: str | None) -> bool:
+        leaves = self.modules.get(stored or "", frozenset())
+        return f"{stored}.parametrizations.weight" in self.modules or not leaves.isdisjoint(_PARAMETRISED)
+
+    def _is_quantized_at_loading(self, module: str, code: CodeLayer | None) -> bool:
+        """Whether a layer that is stored as it is becomes a quantised one all the same, by the base's config.
+
+        Formats that are known for storing what they quantise under names of their own leave the other layers as they are.
+        """
+        if self.quantization is None or self.quantization in (*QUANTIZATIONS_WITHOUT_MERGE, *QUANTIZATIONS_WITH_MERGE):
+            return False
+        if code is not None and code.kind != "linear":
+            return False
+        kept = [
+            name
+            for field in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
+            for name in self._quantization.get(field) or ()
+            if isinstance(name, str)
+        ]
+        return not any(_covers(name, module) for name in (*kept, "lm_head"))
 
     def _unsupported(self, layer: Layer, code: CodeLayer | None, *, linear_only: bool) -> Layer | None:
         if layer.layer_type == "quantized":
@@ -178,6 +212,12 @@ class BaseLayers:
                     layer,
                     reason=f"the base layer is quantised with {method}, and whether PEFT merges into that is not known",
                 )
+        if not linear_only and self._is_parametrised(layer.stored):
+            return replace(
+                layer,
+                reason="the base layer's weight is computed from others (parametrised), and PEFT's merge "
+                "into such a weight may be without effect",
+            )
         kind = code.kind if code is not None else None
         if linear_only and kind in ("conv1d", "embedding", "experts", "conv"):
             names = {
@@ -201,7 +241,9 @@ class BaseLayers:
         return None
 
     def _without_bias(self, layer: Layer, code: CodeLayer | None) -> Layer:
-        if layer.bias_stored:
+        if layer.bias is not None and self._own_code:
+            return self._by_which_code(layer)
+        if layer.bias is not None:
             because = (
                 f"{code.flag} is {_json(bool(code.turned))}" if code and code.flag else "the model's code has none"
             )
@@ -211,8 +253,14 @@ class BaseLayers:
         return replace(layer, status="blocked", code="ADP201", has_bias=False, reason=reason)
 
     def _with_bias(self, layer: Layer, found: Resolution, code: CodeLayer | None) -> Layer:
-        if layer.bias_stored:
+        if layer.bias is not None:
             return replace(layer, status="ok", has_bias=True)
+        if found.module is not None and self._own_code:
+            return self._by_which_code(layer)
+        if found.module is not None and self.code.moved(f"{layer.module}.bias") is not None:
+            return replace(
+                layer, reason="transformers renames its bias at loading, and the file lacks the name that it has there"
+            )
         if found.module is not None:
             because = f"{code.flag} is {_json(not code.turned)}" if code and code.flag else "the model's code has one"
             return replace(
@@ -224,6 +272,15 @@ class BaseLayers:
             )
         return self._unresolved(replace(layer, has_bias=True), found)
 
+    def _by_which_code(self, layer: Layer) -> Layer:
+        says, holds = ("no", "a") if layer.bias is not None else ("a", "no")
+        return replace(
+            layer,
+            has_bias=None,
+            reason=f"the base stores {holds} bias for it and transformers' code makes {says} one; the base comes with code of "
+            "its own (auto_map), which decides if it is trusted",
+        )
+
     def _by_file(self, layer: Layer, found: Resolution) -> Layer:
         if found.module is None:
             return self._unresolved(layer, found)
@@ -234,14 +291,14 @@ class BaseLayers:
         against = [
             flag
             for flag, value in self.code.bias_flags()
-            if value is not layer.bias_stored and _speaks_of(flag, layer.module)
+            if value is not (layer.bias is not None) and _speaks_of(flag, layer.module)
         ]
         if against:
-            says, holds = _json(not layer.bias_stored), "a" if layer.bias_stored else "no"
+            says, holds = _json(layer.bias is None), "a" if layer.bias is not None else "no"
             return replace(
                 layer, reason=f"the base stores {holds} bias and its config says {against[0]}: {says}; its code decides"
             )
-        if layer.bias_stored:
+        if layer.bias is not None:
             return replace(layer, status="ok", has_bias=True)
         return replace(layer, status="blocked", code="ADP201", has_bias=False, reason="the base layer has no bias")
 
@@ -291,6 +348,20 @@ class BaseLayers:
             "decoder",
             "output_projection",
         )
+
+
+_PARAMETRISED = frozenset(("original0", "original1", "original", "weight_g", "weight_v", "weight_orig", "weight_u"))
+"""What weight norm, spectral norm and pruning store in place of a weight."""
+
+
+def _covers(pattern: str, module: str) -> bool:
+    """Whether an entry of a quantisation's list of layers that it leaves alone means this module."""
+    if pattern.startswith("re:"):
+        try:
+            return re.match(pattern[3:], module) is not None
+        except re.error:
+            return False
+    return fnmatch(module, f"*{pattern}*")
 
 
 _TOPICS: Mapping[str, tuple[str, ...]] = {

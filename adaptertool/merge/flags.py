@@ -2,7 +2,8 @@
 
 The code decides, not the file: `from_pretrained` leaves out biases that the code does not create, and creates the ones that a
 file lacks. The table beside this module was made from real transformers models (`tests/tools/generate_bias_table.py`), each
-built once as it is by default and once with each boolean field named like a bias turned around.
+built once as it is by default, once with each boolean field named like a bias turned around, and once with each number of
+layers lowered; and from the names that transformers 5 gives to a file's tensors at loading.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from adaptertool.merge.resolve import Names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
-"""What configs call the number of layers of their one stack."""
 
 _STACK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks?)\.\d+\.")
 """The stack of layers, in code that is not known."""
@@ -57,6 +55,8 @@ class _Entry:
     names: Names
     prefixes: tuple[str, ...]
     tied: bool
+    counts: Mapping[str, str]
+    moved: Mapping[str, str]
 
 
 class ModelCode:
@@ -126,32 +126,37 @@ class ModelCode:
                 yield from (f"{path}.{pattern}" for pattern in code.patterns())
 
     def layer_count(self, module: str) -> int | None:
-        """How many layers the stack has that a module is in; None where the config does not say so of this stack alone.
+        """How many layers the stack has that a module is in; None where the config does not say.
 
         Args:
             module: Its path in the live model.
         """
-        if self.config.get("is_encoder_decoder"):
-            return None
         if self._entry is None:
             composite = any(isinstance(value, dict) and name.endswith("_config") for name, value in self.config.items())
             count = self.config.get("num_hidden_layers")
             return count if not composite and type(count) is int and _STACK.search(module) else None
-        config: Mapping[str, Any] | None = self.config
-        inside, length = "", -1
-        for part, (_, paths) in self._entry.parts.items():
-            for path in paths:
-                if module.startswith(f"{path}.") and len(path) > length:
-                    config, inside, length = self._sub_config(part), f"{path}.", len(path)
-        others = [f"{path}." for _, paths in self._entry.parts.values() for path in paths if len(path) > length]
-        stacks = {
-            self._entry.names.unwrapped(head)
-            for pattern in self.patterns()
-            if "#" in pattern and pattern.startswith(inside) and not pattern.startswith(tuple(others))
-            for head in (pattern.removeprefix(inside).partition("#")[0].rstrip("."),)
-        }
-        count = next((config[name] for name in _LAYER_COUNTS if name in config), None) if config is not None else None
-        return count if len(stacks) == 1 and type(count) is int else None
+        if (inner := self._other_part(module)) is not None:
+            return inner[0].layer_count(inner[1])
+        parts = module.split(".")
+        at = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts))
+        value: Any = self.config
+        for step in self._entry.counts.get(".".join(parts[:at]), "?").split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        return value if type(value) is int else None
+
+    def moved(self, module: str) -> str | None:
+        """Where files hold a module that transformers renames at loading; None where it does not, or not beyond a prefix.
+
+        Args:
+            module: Its path in the live model.
+        """
+        if self._entry is None or self._other_part(module) is not None:
+            return None
+        stored = self._entry.moved.get(_NUMBER.sub("#", module))
+        if stored is None:
+            return None
+        numbers = iter(_NUMBER.findall(module))
+        return ".".join(next(numbers, "#") if part == "#" else part for part in stored.split("."))
 
     def governed_by(self, flag: str) -> tuple[str, ...]:
         """The layers whose bias this flag decides, as patterns with `#` for layer numbers, of all classes of the model.
@@ -240,6 +245,8 @@ def _entry(model_type: str) -> _Entry | None:
         Names(rules, entry["prefixes"]),
         tuple(entry["prefixes"]),
         entry["tied"],
+        entry["counts"],
+        entry["moved"],
     )
 
 

@@ -91,9 +91,9 @@ class Trial:
         ]
         self._shared = self._shared_not_finite() if any(layer.status == "ok" for _, layer, _ in checked) else None
         wanted = [
-            f"{layer.stored}.bias"
+            layer.bias
             for _, layer, update in checked
-            if layer.status == "ok" and update is not None and layer.bias_stored
+            if layer.status == "ok" and update is not None and layer.bias is not None
         ]
         biases = self._read_biases(wanted, blocked=any(layer.status == "blocked" for _, layer, _ in checked))
         small = sum(tensor.nbytes for tensor in self.adapter.weights.tensors.values()) <= self._budget
@@ -156,8 +156,8 @@ class Trial:
 
     def _base_tensors(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> Iterable[str]:
         """The base tensors whose shapes are held against the adapter's."""
-        if update is not None and layer.bias_stored:
-            yield f"{layer.stored}.bias"
+        if update is not None and layer.bias is not None:
+            yield layer.bias
         elif update is not None and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
         if self.rule.whole_module is not None and layer.stored is not None:
@@ -183,8 +183,8 @@ class Trial:
         weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(adapted, layer, update) else None
         tensor = adapted.tensors.get(update.tensor) if update is not None else None
         if update is not None and tensor is not None:
-            if layer.bias_stored:
-                shape = self.base.tensor(f"{layer.stored}.bias").shape
+            if layer.bias is not None:
+                shape = self.base.tensor(layer.bias).shape
                 out_features = shape[0] if len(shape) == 1 else None
             elif weight is not None and layer.layer_type != "quantized":
                 out_features = weight.shape[-1 if layer.layer_type == "conv1d" else 0] if weight.shape else None
@@ -244,7 +244,7 @@ class Trial:
     def _try(
         self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None, biases: Mapping[str, bytes]
     ) -> LayerResult:
-        base_tensor = None if layer.stored is None else f"{layer.stored}.{'bias' if layer.bias_stored else 'weight'}"
+        base_tensor = layer.bias if layer.bias is not None else f"{layer.stored}.weight"
         result = LayerResult(
             layer.module,
             layer.status,
@@ -268,7 +268,7 @@ class Trial:
         if result.status != "ok":
             return result
         if update is not None:
-            result = self._try_bias(adapted, layer, update, biases.get(f"{layer.stored}.bias"), result)
+            result = self._try_bias(adapted, layer, update, biases.get(layer.bias or ""), result)
         if (
             result.status == "ok"
             and (hazard := self._hazard or self._embedding_hazard(adapted, layer, update)) is not None
@@ -375,7 +375,7 @@ class Trial:
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
         tensor = adapted.tensors.get(update.tensor)
-        info = None if stored is None else self.base.tensor(f"{layer.stored}.bias")
+        info = None if stored is None or layer.bias is None else self.base.tensor(layer.bias)
         if self._biases_unread or (tensor is None and info is None):
             self.changes = self.changes or tensor is not None
             return result

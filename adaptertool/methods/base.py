@@ -121,6 +121,9 @@ class Projections(Protocol):
     def depends_on_torch(self, config: AdapterConfig) -> bool:
         """Whether different versions of torch draw different projections from this config."""
 
+    def drawn_otherwise(self, config: AdapterConfig) -> str | None:
+        """In what the PEFT that wrote the file draws otherwise than the newest one, as a sentence; None where it does not."""
+
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """Hold the stored projections against the trained tensors of the layers.
 

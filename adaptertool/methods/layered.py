@@ -67,6 +67,10 @@ class LayerProjections:
         """No: all versions draw them alike."""
         return False
 
+    def drawn_otherwise(self, config: AdapterConfig) -> str | None:
+        """All versions draw the same."""
+        return None
+
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """Nothing to check beyond the bits."""
 

@@ -99,6 +99,9 @@ class RandLoraProjections:
         """Dense bases are drawn in 16 bits, which torch 2.12 changed; sparse ones in float32."""
         return _kind(config) == "dense"
 
+    def drawn_otherwise(self, config: AdapterConfig) -> None:
+        """All versions draw the same."""
+
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """A second adapter on a model stores the first one's projections, also under layers that it does not train."""
         stored = self.stored(tensors)

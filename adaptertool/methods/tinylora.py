@@ -8,6 +8,7 @@ that changes with every process, and the bits tell.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from adaptertool.projection.recipe import Recipe
 
 _COMPARED = 16
+_FIRST_SEEDED = 20
+_SEEDED = f"PEFT 0.{_FIRST_SEEDED} or newer: the one before draws others from the same config."
 _MOST_ELEMENTS = 1 << 28
 
 
@@ -87,7 +90,14 @@ class TinyLoraProjections(LayerProjections):
         _check_seeds(key, len(shapes))
         if not all(isinstance(name, str) for name in order) or sorted(order) != sorted(shapes):
             raise CannotDrawError("the recipe's order is not that of the file's layers")
-        return GaussianMatrices(key, {name: _shape(name, shapes[name]) for name in order}, (SAME_MODULES,))
+        return GaussianMatrices(key, {name: _shape(name, shapes[name]) for name in order}, (_SEEDED, SAME_MODULES))
+
+    def drawn_otherwise(self, config: AdapterConfig) -> str | None:
+        """PEFT 0.19 seeded with a hash of the adapter's name, which Python salts anew in every process."""
+        version = re.match(r"0\.(\d+)", str(config.fields.get("peft_version")))
+        if version is None or int(version[1]) >= _FIRST_SEEDED:
+            return None
+        return "PEFT 0.19 drew tinylora_P from a seed that it did not save, other ones in every process: they are lost"
 
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """Every layer has its own."""

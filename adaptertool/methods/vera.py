@@ -99,6 +99,9 @@ class VeraProjections:
         """No: all versions draw float32 alike, but for fused multiply-add."""
         return False
 
+    def drawn_otherwise(self, config: AdapterConfig) -> None:
+        """All versions draw the same."""
+
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """B has as many rows as the widest layer has outputs, which a second adapter's borrowed B need not have."""
         wide = [info.shape[0] for info in self._trained(tensors) if len(info.shape) == 1]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.config import CONFIG_NAME
-from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.target import Target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.errors import AdapterToolError
+from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import examine
 from adaptertool.operations.rewrite import Rewrite, unchanged
@@ -23,13 +22,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.folder import Folder
     from adaptertool.checkpoint.weights import Weights
     from adaptertool.methods.base import Projections
+    from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.projection.loader import Loader
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run may have written.
+
+    Attributes:
+        folder: Where it is.
+        output: The folder, as results name it; None for a pull request.
+        pull_request: Its address.
+    """
+
+    folder: Folder
+    output: str | None = None
+    pull_request: str | None = None
+
+
 def finished(
-    source: Adapter, rule: Projections, output: Path, loader: Callable[[], Loader | None], *, keep_one_copy: bool
+    source: Adapter,
+    rule: Projections | None,
+    earlier: Earlier,
+    loader: Callable[[], Loader | None],
+    *,
+    keep_one_copy: bool,
+    base_copies: BaseCopies | None = None,
 ) -> Rewrite | None:
     """Hold an existing output against its source.
 
@@ -39,29 +61,33 @@ def finished(
     Args:
         source: The checkpoint that is to be slimmed.
         rule: Its method's rule about projections.
-        output: Where its new version would go, and something is.
+        earlier: What is there already.
         loader: Gives the torch that will load the adapter.
         keep_one_copy: Whether one copy is to stay.
+        base_copies: Copies of the base model's tensors, which go as well.
 
     Returns:
         The result to report; None where the output is something else, or can't be read.
     """
-    stored = rule.stored(source.weights.tensors, source.config)
-    one_copy = keep_one_copy or rule.trained
+    stored = rule.stored(source.weights.tensors, source.config) if rule is not None else ()
+    one_copy = keep_one_copy or rule is None or rule.trained
     removed = {name for one in stored for name in (one.copies if one_copy else one.tensors)}
+    removed |= set(base_copies.same) if base_copies is not None else set()
     stay = [name for name in source.weights.tensors if name not in removed]
     name = SAFETENSORS_WEIGHTS if source.weights_name == PICKLE_WEIGHTS else source.weights_name
     try:
-        there = open_adapter(Target(LocalFolder(output), name))
+        there = open_adapter(Target(earlier.folder, name))
         fingerprint = Fingerprint.from_metadata(there.weights.metadata)
     except (AdapterToolError, ValueError):
         return None
-    if not removed or {*there.weights.tensors} != {*stay} or not _same_files(source, output, name):
+    if not removed or {*there.weights.tensors} != {*stay} or not _same_files(source, there, name):
+        return None
+    if base_copies is not None and base_copies.same and BASE_COPIES_KEY not in (there.weights.metadata or {}):
         return None
     if json.dumps(_expected_config(source, rule, stripped=not one_copy)) != json.dumps(there.config.fields):
         return None
     result = unchanged(source, "slim")
-    if not one_copy:
+    if rule is not None and not one_copy:
         report = examine(there, rule, "full", loader)
         if fingerprint is None or not report.reproduced:
             return None
@@ -73,24 +99,25 @@ def finished(
     return replace(
         result,
         target=describe_target(source),
-        reason=f"{output} holds the result of an earlier run",
-        output=str(output),
+        reason=f"{earlier.output or 'a pull request'} holds the result of an earlier run",
+        output=earlier.output,
+        pull_request=earlier.pull_request,
         bytes_after=there.weights.file_bytes,
     )
 
 
-def _expected_config(source: Adapter, rule: Projections, *, stripped: bool) -> dict[str, Any]:
+def _expected_config(source: Adapter, rule: Projections | None, *, stripped: bool) -> dict[str, Any]:
     fields = dict(source.config.fields)
-    if stripped and rule.flag is not None and rule.stripped_flag is not None:
+    if stripped and rule is not None and rule.flag is not None and rule.stripped_flag is not None:
         stands = source.config.flag(rule.flag, rule.flag_default)
         fields |= {} if stands == rule.stripped_flag else {rule.flag: rule.stripped_flag}
     return fields
 
 
-def _same_files(source: Adapter, output: Path, weights_name: str) -> bool:
+def _same_files(source: Adapter, there: Adapter, weights_name: str) -> bool:
     """Whether the other files right beside the weights are there."""
     others = {name for name in source.folder.files() if not name.startswith(".")}
-    return others - {source.weights_name, weights_name, CONFIG_NAME} <= {*LocalFolder(output).files()}
+    return others - {source.weights_name, weights_name, CONFIG_NAME} <= {*there.folder.files()}
 
 
 def _same(one: Weights, other: Weights, name: str) -> bool:

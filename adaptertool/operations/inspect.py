@@ -12,8 +12,7 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError
 from adaptertool.findings import Finding
 from adaptertool.methods import method_of
-from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
-from adaptertool.operations.base_copies import finding_about
+from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
 from adaptertool.operations.result import Result
 from adaptertool.progress import SILENT, Progress
@@ -160,7 +159,10 @@ def examine_adapter(
     if rule is not None:
         report = examine(adapter, rule, level, lambda: loader_for(for_torch, ask=level == "full"), progress)
         findings += findings_about(report, adapter, rule)
-    findings += finding_about(adapter)
+    if copies_of_the_base(adapter.weights.tensors, adapter.config):
+        from adaptertool.operations.base_copies import finding_about
+
+        findings += finding_about(adapter)
     findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":
         message = f"{adapter.weights_name} is a pickle; loading one can run code. It was opened without running any."

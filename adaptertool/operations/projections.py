@@ -292,7 +292,13 @@ def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapte
                 Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {shlex.quote(where)} -o DIR")
             )
         return found
-    if report.reason is not None or rule.depends_on_torch(adapter.config):
+    if (otherwise := rule.drawn_otherwise(adapter.config)) is not None:
+        message = (
+            f"The projections are not in the file, and PEFT draws them again when it loads the adapter. {otherwise}."
+        )
+        fix = "compare outputs with ones from the training run, or train the adapter again with save_projection=True"
+        found.append(Finding("ADP107", message, fix=fix))
+    elif report.reason is not None or rule.depends_on_torch(adapter.config):
         known = _sentence(report.reason) + " " if report.reason else ""
         key = adapter.config.fields.get("projection_prng_key", 0)
         message = (

@@ -11,13 +11,20 @@ if TYPE_CHECKING:
     from adaptertool.operations.rewrite import Rewrite
 
 
+_STRIP = "Strip the random projections"
+_ONE_COPY = "Keep one copy of the random projections"
+_BASE_COPIES = "Strip the copies of the base model's embeddings"
+TITLES = (_STRIP, _ONE_COPY, _BASE_COPIES)
+"""How the titles of pull requests that make a file smaller begin."""
+
+
 def pull_request_words(result: Rewrite) -> tuple[str, str]:
     """Title and Markdown text."""
     smaller = f"{size(result.bytes_before)} to {size(result.bytes_after)}"
     tensors = f"{plural(result.tensors_changed, 'tensor')} ({size(result.bytes_changed)})"
     report = result.projections
     if result.action == "kept-one-copy":
-        title = f"Keep one copy of the random projections: {smaller}"
+        title = f"{_ONE_COPY}: {smaller}"
         body = (
             f"Removes {tensors}: further copies of the shared random projections. PEFT loads the pair that stays and ignores "
             "the copies, so nothing changes under any version of torch."
@@ -31,13 +38,13 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
             "torch."
         )
     elif report is None or not report.stored:
-        title = f"Strip the copies of the base model's embeddings: {smaller}"
+        title = f"{_BASE_COPIES}: {smaller}"
         body = (
             f"Removes {tensors} that the base model holds itself, byte for byte, and that were never trained. "
             "`adaptertool restore` brings them back from the base."
         )
     else:
-        title = f"Strip the random projections: {smaller}"
+        title = f"{_STRIP}: {smaller}"
         body = (
             f"Removes {tensors}: random projections that were never trained. PEFT draws them again from the seed in the "
             "config when it loads the adapter. Every stored copy was compared bit for bit with what is drawn, before it "

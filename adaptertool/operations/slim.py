@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adaptertool import __version__
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
 from adaptertool.checkpoint.discover import is_checkpoint
+from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
@@ -19,9 +20,10 @@ from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import compare, finding_about
-from adaptertool.operations.finished import finished
+from adaptertool.operations.finished import Earlier, finished
 from adaptertool.operations.inspect import describe_target
 from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about, rule_for
+from adaptertool.operations.pull_request import TITLES as PULL_REQUEST_TITLES
 from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
 from adaptertool.progress import SILENT, Progress
@@ -29,7 +31,7 @@ from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, Remove
 from adaptertool.projection.loader import loader_for, parse_version
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.findings import Finding
@@ -86,8 +88,11 @@ def slim(
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     destination.clear(adapter)
     rule = rule_for(adapter, method_of(adapter.config))
-    if in_tree and output is not None and rule is not None and not force and is_checkpoint(Path(output)):
-        done = finished(adapter, rule, Path(output), lambda: loader_for(for_torch), keep_one_copy=keep_one_copy)
+    earlier = list(_earlier(adapter, destination)) if in_tree and not force else []
+    copies = compare(adapter, base, token, progress) if earlier and base is not None else None
+    for one in earlier:
+        loader = lambda: loader_for(for_torch)  # noqa: E731
+        done = finished(adapter, rule, one, loader, keep_one_copy=keep_one_copy, base_copies=copies)
         if done is not None:
             return replace(done, dry_run=dry_run)
     destination.check(adapter)
@@ -110,6 +115,19 @@ def slim(
         check_unchanged(adapter)
         return replace(plan.result, target=describe_target(adapter), dry_run=dry_run)
     return destination.carry_out(adapter, plan.change, plan.result, pull_request_words, progress)
+
+
+def _earlier(adapter: Adapter, destination: Destination) -> Iterator[Earlier]:
+    """What earlier runs may have written or offered."""
+    if destination.output is not None and is_checkpoint(destination.output):
+        yield Earlier(LocalFolder(destination.output), output=str(destination.output))
+    if destination.push and adapter.folder.kind == "hub":
+        from adaptertool.checkpoint.hub.folder import HubFolder
+        from adaptertool.checkpoint.hub.push import offered
+
+        assert isinstance(adapter.folder, HubFolder)  # noqa: S101 - that is what this kind is
+        for folder, address in offered(adapter.folder, PULL_REQUEST_TITLES):
+            yield Earlier(folder, pull_request=address)
 
 
 def _shapes_by_the_base(

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
-import typer
 import yaml
 
-from adaptertool.cli.program import app
+from adaptertool.cli.program import parser
 from adaptertool.errors import AdapterToolError
 from adaptertool.methods import PEFT_TYPES, method_of
 from tests.conftest import ROOT
@@ -40,7 +39,7 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
 
 
 def commands() -> dict[str, click.Command]:
-    program: Any = typer.main.get_command(app)
+    program: Any = parser()
     return dict(program.commands)
 
 

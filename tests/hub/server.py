@@ -176,7 +176,8 @@ class Fault:
     """What goes wrong with answers of one kind.
 
     Attributes:
-        kind: `models`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify`, `commit` or `any`.
+        kind: `models`, `discussions`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify`,
+            `commit` or `any`.
         times: How many answers are spoilt before all is well again.
         skip: How many go well before.
         status: This status instead of an answer.
@@ -461,6 +462,8 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             query = parse_qs(urlsplit(self.path).query)
             if path == "/api/models":
                 self.models(query)
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/discussions", path):
+                self.discussions(match.group(1))
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
                 self.info(match.group(1), unquote(match.group(2) or "main"))
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/([^/]+))?", path):
@@ -537,6 +540,18 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 headers["Link"] = f'<{there}>; rel="next"'
             document = [{"_id": "1", "id": name, "modelId": name, "tags": ["peft"]} for name in page]
             self.answer("models", 200, json.dumps(document).encode(), headers)
+
+        def discussions(self, repo_id: str) -> None:
+            """The open pull requests."""
+            repo = self.repo("discussions", repo_id, content=False)
+            if repo is None:
+                return
+            found = [
+                {"num": number, "title": pull.title, "isPullRequest": True, "status": "open"}
+                for number, pull in enumerate(repo.pulls, 1)
+            ]
+            document = {"discussions": found, "count": len(found), "start": 0}
+            self.answer("discussions", 200, json.dumps(document).encode())
 
         def info(self, repo_id: str, revision: str) -> None:
             repo = self.repo("info", repo_id, content=False)

@@ -89,6 +89,29 @@ def test_slim_an_organisation_and_again(org: HubServer, tmp_path: Path, capsys: 
     assert (code, document["totals"]["actions"]) == (3, {"nothing-to-do": 3})
 
 
+def test_pull_requests_are_opened_once(org: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("slim", "-r", "hf://org/", "--push", "--token", TOKEN)
+    code, document = run(capsys, *arguments)
+    assert (code, document["totals"]["actions"]) == (3, {"stripped": 4})
+    opened = {one["target"]["location"]: one.get("pull_request") for one in document["results"] if "action" in one}
+    assert len(org.repos["org/two"].pulls) == 2
+    code, document = run(capsys, *arguments)
+    assert (code, document["totals"]["actions"]) == (3, {"nothing-to-do": 4})
+    again = {one["target"]["location"]: one.get("pull_request") for one in document["results"] if "action" in one}
+    assert again == opened
+    assert len(org.repos["org/two"].pulls) == 2
+    assert len(org.repos["org/one"].pulls) == 1
+    # One for other options is another one.
+    code, document = run(capsys, "slim", "org/one", "hf://org/private", "--push", "--keep-one-copy", "--token", TOKEN)
+    assert document["totals"]["actions"] == {"kept-one-copy": 2}
+
+
+def test_pull_requests_are_opened_where_none_are_listed(org: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    org.fail("discussions", status=404)
+    code, document = run(capsys, "slim", "org/one", "org/two", "--push", "--token", TOKEN)
+    assert (code, document["totals"]["actions"]) == (0, {"stripped": 2})
+
+
 def test_nobody_there(org: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = run(capsys, "inspect", "hf://nobody/")
     assert (code, document["results"][0]["error"]["kind"]) == (3, "not-found")

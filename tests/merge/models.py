@@ -159,13 +159,193 @@ RECIPES: dict[str, Recipe] = {
 """By name: the base models on which a merge was tried."""
 
 
+_ENCODER_DECODER = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+_N_NAMED = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+_FALCON = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+_MODERNBERT = {**_SMALL, "cls_token_id": 1, "sep_token_id": 2}
+_MLA = {
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+}
+_WAV2VEC2 = {
+    **_SMALL,
+    "conv_dim": [8, 8],
+    "conv_kernel": [3, 3],
+    "conv_stride": [2, 2],
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+RECIPES |= {
+    "qwen3": Recipe("Qwen3Config", "Qwen3ForCausalLM", _SMALL, ["v_proj"]),
+    "qwen3-attention-bias": Recipe(
+        "Qwen3Config", "Qwen3ForCausalLM", {**_SMALL, "attention_bias": True}, ["v_proj", "down_proj"]
+    ),
+    "qwen2-moe": Recipe(
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {**_SMALL, "num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+        ["v_proj", "o_proj"],
+    ),
+    "bloom": Recipe(
+        "BloomConfig",
+        "BloomForCausalLM",
+        {"vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+        ["query_key_value"],
+    ),
+    "falcon": Recipe("FalconConfig", "FalconForCausalLM", _FALCON, ["query_key_value"]),
+    "falcon-bias": Recipe("FalconConfig", "FalconForCausalLM", {**_FALCON, "bias": True}, ["query_key_value", "dense"]),
+    "gpt-neox": Recipe("GPTNeoXConfig", "GPTNeoXForCausalLM", _SMALL, ["query_key_value", "dense_4h_to_h"]),
+    "gpt-neox-no-bias": Recipe(
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**_SMALL, "attention_bias": False}, ["query_key_value"]
+    ),
+    "modernbert": Recipe("ModernBertConfig", "ModernBertForSequenceClassification", _MODERNBERT, ["Wqkv"], "TOKEN_CLS"),
+    "modernbert-bias": Recipe(
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        {**_MODERNBERT, "attention_bias": True},
+        ["Wqkv", "Wo"],
+        "FEATURE_EXTRACTION",
+    ),
+    "whisper": Recipe(
+        "WhisperConfig",
+        "WhisperForConditionalGeneration",
+        {**_ENCODER_DECODER, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
+        ["k_proj", "v_proj"],
+        "SEQ_2_SEQ_LM",
+    ),
+    "bart": Recipe(
+        "BartConfig",
+        "BartForConditionalGeneration",
+        {**_ENCODER_DECODER, "max_position_embeddings": 32},
+        ["v_proj"],
+        "SEQ_2_SEQ_LM",
+    ),
+    "vit": Recipe("ViTConfig", "ViTForImageClassification", _VISION, ["v_proj"], "FEATURE_EXTRACTION"),
+    "vit-no-bias": Recipe(
+        "ViTConfig", "ViTForImageClassification", {**_VISION, "qkv_bias": False}, ["v_proj"], "FEATURE_EXTRACTION"
+    ),
+    "clip": Recipe(
+        "CLIPConfig",
+        "CLIPModel",
+        {
+            "vision_config": {**_VISION, "projection_dim": 16},
+            "text_config": {**_SMALL, "projection_dim": 16},
+            "projection_dim": 16,
+        },
+        ["v_proj"],
+        "FEATURE_EXTRACTION",
+    ),
+    "videomae": Recipe(
+        "VideoMAEConfig",
+        "VideoMAEForVideoClassification",
+        {**_VISION, "num_frames": 2, "tubelet_size": 1},
+        ["query", "value"],
+        "FEATURE_EXTRACTION",
+    ),
+    "siglip": Recipe("SiglipVisionConfig", "SiglipVisionModel", _VISION, ["v_proj"], "FEATURE_EXTRACTION"),
+    "deberta-v2": Recipe("DebertaV2Config", "DebertaV2ForMaskedLM", _SMALL, ["value_proj"], "FEATURE_EXTRACTION"),
+    "distilbert": Recipe(
+        "DistilBertConfig",
+        "DistilBertForMaskedLM",
+        {"vocab_size": 64, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+        ["v_lin"],
+        "FEATURE_EXTRACTION",
+    ),
+    "albert": Recipe(
+        "AlbertConfig", "AlbertForMaskedLM", {**_SMALL, "embedding_size": 8}, ["value"], "FEATURE_EXTRACTION"
+    ),
+    "phi3": Recipe("Phi3Config", "Phi3ForCausalLM", _SMALL, ["qkv_proj"]),
+    "gptj": Recipe("GPTJConfig", "GPTJForCausalLM", {**_N_NAMED, "rotary_dim": 4}, ["v_proj", "fc_in"]),
+    "gpt-neo": Recipe(
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {
+            "vocab_size": 64,
+            "hidden_size": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 64,
+        },
+        ["v_proj", "out_proj"],
+    ),
+    "gpt-bigcode": Recipe("GPTBigCodeConfig", "GPTBigCodeForCausalLM", _N_NAMED, ["c_attn"]),
+    "starcoder2": Recipe("Starcoder2Config", "Starcoder2ForCausalLM", _SMALL, ["v_proj"]),
+    "stablelm": Recipe("StableLmConfig", "StableLmForCausalLM", {**_SMALL, "use_qkv_bias": True}, ["v_proj", "o_proj"]),
+    "glm4": Recipe("Glm4Config", "Glm4ForCausalLM", _SMALL, ["v_proj"]),
+    "gpt-oss": Recipe(
+        "GptOssConfig", "GptOssForCausalLM", {**_SMALL, "num_local_experts": 2, "num_experts_per_tok": 1}, ["v_proj"]
+    ),
+    "deepseek-v3": Recipe(
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {**_SMALL, **_MLA, "attention_bias": True},
+        ["o_proj", "q_a_proj", "q_b_proj"],
+    ),
+    "llama4": Recipe(
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {**_SMALL, "num_local_experts": 2, "intermediate_size_mlp": 16, "attention_bias": True},
+        ["v_proj"],
+    ),
+    "wav2vec2": Recipe("Wav2Vec2Config", "Wav2Vec2ForCTC", _WAV2VEC2, ["v_proj"], "FEATURE_EXTRACTION"),
+    "idefics3": Recipe(
+        "Idefics3Config",
+        "Idefics3ForConditionalGeneration",
+        {
+            "vision_config": _VISION,
+            "text_config": {"model_type": "llama", **_SMALL, "attention_bias": True},
+            "image_token_id": 60,
+        },
+        ["v_proj"],
+    ),
+    "internvl": Recipe(
+        "InternVLConfig",
+        "InternVLForConditionalGeneration",
+        {
+            "vision_config": {**_VISION, "image_size": [28, 28], "patch_size": [14, 14]},
+            "text_config": {"model_type": "qwen2", **_SMALL},
+            "image_token_id": 60,
+        },
+        ["v_proj"],
+    ),
+    "mllama": Recipe("MllamaTextConfig", "MllamaForCausalLM", {**_SMALL, "cross_attention_layers": [1]}, ["v_proj"]),
+    "granite": Recipe("GraniteConfig", "GraniteForCausalLM", {**_SMALL, "attention_bias": True}, ["v_proj"]),
+    "nemotron": Recipe("NemotronConfig", "NemotronForCausalLM", _SMALL, ["v_proj"]),
+}
+
+
 def save_base(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
     """A tiny base with random weights and random biases, saved by transformers."""
     torch.manual_seed(0)
     config = getattr(transformers, recipe.config)(**recipe.fields)
     model = getattr(transformers, recipe.model)(config)
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
+        if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.5)
     model.to(dtype).save_pretrained(folder, **options)
     return folder

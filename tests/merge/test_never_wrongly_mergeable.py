@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import adaptertool
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from adaptertool.operations.check_merge import check_merge
-from tests.merge.models import RECIPES, Recipe, load_base, merge_by_peft, save_adapter, save_base
+from tests.merge.models import RECIPES, load_base, merge_by_peft, save_adapter, save_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -412,35 +412,47 @@ def test_the_model_is_asked_where_headers_cannot_decide(
     assert load_base(RECIPES["qwen2"], base) is not None
 
 
-_VIT = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-
-
 @pytest.mark.parametrize("qkv_bias", [True, False])
-def test_the_model_says_where_transformers_5_renamed_layers(qkv_bias: bool, tmp_path: Path) -> None:
-    recipe = Recipe(
-        "ViTConfig", "ViTForImageClassification", {**_VIT, "qkv_bias": qkv_bias}, ["v_proj"], "FEATURE_EXTRACTION"
-    )
-    base = save_base(recipe, tmp_path / "base")
-    adapter = save_adapter(recipe, base, tmp_path / "adapter")
-    fails = merge_by_peft(recipe, base, adapter).fails
-    report = check_merge(adapter, base)
-    assert {layer.module: layer.status == "ok" for layer in report.layers} == {
-        path: error is None for path, error in fails.items()
-    }
+def test_layers_that_transformers_5_renames_are_found_under_their_old_names(
+    qkv_bias: bool, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    name = "vit" if qkv_bias else "vit-no-bias"
+    report = check_merge(beft_of(name), base_of(name))
     assert report.base is not None
-    if qkv_bias:
-        assert report.base.source == "model"
-        assert report.layers[0].base_tensor == "vit.encoder.layer.0.attention.attention.value.bias"
-        assert check_merge(adapter, base, ask_model=False).verdict == "unknown"
-    else:
-        assert report.base.source == "headers"
+    assert report.base.source == "headers"
+    assert report.verdict == ("mergeable" if qkv_bias else "not-mergeable")
+    old = "vit.encoder.layer.0.attention.attention.value"
+    assert report.layers[0].base_tensor == f"{old}.{'bias' if qkv_bias else 'weight'}"
+    headless = rewrite(
+        base_of(name), tmp_path / "base", lambda key: key.removeprefix("vit.") if "vit." in key else None
+    )
+    assert [layer.status for layer in check_merge(beft_of(name), headless).layers] == [
+        layer.status for layer in report.layers
+    ]
+
+
+def test_a_bias_that_is_renamed_by_itself_is_read(
+    base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    report = check_merge(beft_of("videomae"), base_of("videomae"), threshold=1.0)
+    assert (report.verdict, report.findings) == ("mergeable", ())
+    assert report.layers[0].base_tensor == "videomae.encoder.layer.0.attention.attention.q_bias"
+    outcome = merge_by_peft(RECIPES["videomae"], base_of("videomae"), beft_of("videomae"))
+    stored = load_file(base_of("videomae") / "model.safetensors")
+    for layer in report.layers:
+        bias, before = outcome.biases[layer.module], stored[layer.base_tensor or ""]
+        assert bias is not None
+        assert layer.bias_norm == pytest.approx(before.norm().item(), rel=1e-5)
+        assert layer.update_norm == pytest.approx((bias - before).norm().item(), rel=1e-4)
+
+
+def test_the_model_says_what_names_cannot(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    # The file's name for the bias is neither the module's own nor the one that is renamed at loading from this prefix.
+    base = rewrite(base_of("videomae"), tmp_path / "base", lambda key: key.removeprefix("videomae."))
+    report = check_merge(beft_of("videomae"), base, ask_model=False)
+    assert (report.verdict, report.exit_code) == ("unknown", 3)
 
 
 def test_headers_need_neither_torch_nor_transformers(

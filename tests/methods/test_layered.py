@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.unilora.model import UniLoraModel
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import adaptertool
 from adaptertool.methods.shira import DEFAULT_TORCH_SEED
@@ -32,7 +34,8 @@ from tests.methods.written import CANNOT_ATTACH, FAMILIES, base, configured, sha
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 PARTS = {
     "FROD": ("frod_s_indices", "frod_s_size"),
@@ -416,3 +419,32 @@ def test_many_layers_are_counted_as_the_model_counts_them(peft_type: str, tmp_pa
     assert layers == sorted(layers)
     first = [name.split(".layers.0.")[1].split(".")[1] for name in order[:3]]
     assert first == ["q_proj", "v_proj", "down_proj"]
+
+
+def test_what_peft_0_19_drew_no_later_one_draws() -> None:
+    """It seeded with a hash that Python salts; the file keeps what was drawn, and PEFT loads that."""
+    source = FIXTURES / "tinylora-peft0.19.1"
+    assert_refused(source, "PEFT 0.19")
+    expected = load_file(source / "expected.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bare = AutoModelForCausalLM.from_pretrained(FIXTURES / "base-b", dtype=torch.float32)
+        model = PeftModel.from_pretrained(bare, str(source)).eval()
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=expected["input_ids"]).logits, expected["logits"], atol=3e-6)
+
+
+@pytest.mark.parametrize(("version", "codes"), [("0.19.1", ["ADP107"]), ("0.20.0", []), ("0.21.2", [])])
+def test_absent_matrices_of_peft_0_19_are_lost(version: str, codes: list[str], tmp_path: Path) -> None:
+    write(tmp_path, "TINYLORA", save_projection=False)
+    configure(tmp_path, peft_version=version)
+    found = adaptertool.inspect(tmp_path).findings
+    assert [one.code for one in found] == codes
+    assert all("they are lost" in one.message for one in found)
+
+
+def test_stripped_tinylora_needs_the_peft_that_draws_the_same(tmp_path: Path) -> None:
+    write(tmp_path, "TINYLORA")
+    report = adaptertool.slim(tmp_path, dry_run=True).projections
+    assert report is not None
+    assert any(one.startswith("PEFT 0.20 or newer") for one in report.loads_with)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
@@ -153,6 +154,17 @@ def sub_configs(config: PreTrainedConfig, prefix: str = "") -> Iterator[tuple[st
         inner = getattr(config, name, None)
         if inner is not None and hasattr(inner, "sub_configs"):
             yield from sub_configs(inner, f"{prefix}{name}.")
+
+
+def stored_names(model: PreTrainedModel) -> list[str]:
+    """The names under which `save_pretrained` stores a model's tensors: transformers 5 turns its renaming back."""
+    state = model.state_dict()
+    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+    native = {name: tensor for name, tensor in state.items() if name not in tied}
+    try:
+        return list(revert_weight_conversion(model, native))
+    except BUILD_ERRORS:
+        return list(native)
 
 
 def parts_of(model: PreTrainedModel) -> dict[str, tuple[str, set[str]]]:

@@ -15,8 +15,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.core_model_loading import revert_weight_conversion
-
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.merge.base import Base
 from adaptertool.merge.decide import BaseLayers
@@ -30,6 +28,7 @@ from tests.tools.model_trees import (
     model_types,
     quiet,
     shrunk,
+    stored_names,
 )
 
 if TYPE_CHECKING:
@@ -42,14 +41,10 @@ Layout = dict[str, list[str]]
 
 def layouts_of(model: PreTrainedModel) -> dict[str, list[str]]:
     """The names of a model's tensors in each layout."""
-    state = model.state_dict()
     tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
-    native = [name for name in state if name not in tied]
+    native = [name for name in model.state_dict() if name not in tied]
     layouts = {"native": native}
-    try:
-        hub = list(revert_weight_conversion(model, {name: state[name] for name in native}))
-    except BUILD_ERRORS:
-        hub = native
+    hub = stored_names(model)
     if set(hub) != set(native):
         layouts["hub"] = hub
     prefix = f"{model.base_model_prefix}."

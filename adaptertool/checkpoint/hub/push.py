@@ -106,6 +106,33 @@ def open_pull_request(
     return commit.pr_url
 
 
+def offered(folder: HubFolder, titles: tuple[str, ...]) -> Iterator[tuple[HubFolder, str]]:
+    """Open pull requests on the folder's repo whose titles begin with one of these.
+
+    Yields:
+        The folder as the pull request has it, and its address. Nothing where the Hub does not list them.
+
+    Raises:
+        GatedError, OfflineError, NetworkError: as it happens.
+    """
+    from adaptertool.checkpoint.hub.folder import HubFolder
+
+    client = folder.client
+    page = f"{client.endpoint}/{folder.repo_id}/discussions"
+    url = f"{client.endpoint}/api/models/{folder.repo_id}/discussions?p=0&type=pull_request&status=open"
+    try:
+        document, _ = client.json(url, folder.subject())
+    except (NotFoundError, UnauthorizedError):
+        return
+    for entry in document.get("discussions", ()) if isinstance(document, dict) else ():
+        number, title = (entry.get("num"), entry.get("title")) if isinstance(entry, dict) else (None, None)
+        if type(number) is int and isinstance(title, str) and title.startswith(titles):
+            there = HubFolder(
+                folder.repo_id, revision=f"refs/pr/{number}", subfolder=folder.subfolder, token=client.token
+            )
+            yield there, f"{page}/{number}"
+
+
 def _no_branch(revision: str) -> UsageError:
     return UsageError(
         f"a pull request is opened against a branch, and {revision} is none",

@@ -1,0 +1,205 @@
+"""Pickled weights, `adapter_model.bin`, which torch opens without running what is in them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+from adaptertool.checkpoint.bytes import CHUNK, os_error
+from adaptertool.checkpoint.header import TensorInfo
+from adaptertool.errors import CorruptError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import torch
+
+    from adaptertool.checkpoint.bytes import Bytes
+
+
+class PickleWeights:
+    """`adapter_model.bin`, opened by torch with `weights_only=True`, so that no code in it runs."""
+
+    format: Literal["safetensors", "pickle"] = "pickle"
+    metadata: Mapping[str, str] | None = None
+
+    def __init__(self, path: Path, file: Bytes) -> None:
+        """Open the file, memory-mapped where its format allows.
+
+        Args:
+            path: Where it is on disk.
+            file: The same file, for its size and for noticing that it changed.
+
+        Raises:
+            UnsupportedError: torch is not installed, or the file needs more than tensors to be unpickled.
+            CorruptError: it is no such file.
+        """
+        self.file = file
+        if file.size == 0:
+            raise CorruptError(f"{path} is empty", code="ADP303", hint="Download or save the weights again.")
+        if file.read(0, min(8, file.size)) == b"version ":
+            raise CorruptError(
+                f"{path} is a git-LFS pointer, not the weights themselves",
+                code="ADP303",
+                hint="Run `git lfs pull` in that folder.",
+            )
+        state = _load_pickle(path)
+        self._tensors: dict[str, torch.Tensor] = {}
+        self.tensors: Mapping[str, TensorInfo] = {}
+        infos: dict[str, TensorInfo] = {}
+        self._owners: dict[str, str] = {}
+        owner_of: dict[tuple[Any, ...], str] = {}
+        end = 0
+        for name, tensor in state.items():
+            dtype = _torch_dtype_names().get(str(tensor.dtype))
+            if dtype is None or tensor.layout != _strided():
+                raise UnsupportedError(f"tensor {name!r} of {path} is {tensor.dtype}, {tensor.layout}: no dense tensor")
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise UnsupportedError(f"tensor {name!r} of {path} repeats its elements: it is a view, not a tensor")
+            # Names that share one storage are one tensor on disk; torch.save writes it once.
+            identity = (
+                tensor.untyped_storage().data_ptr(),
+                tensor.storage_offset(),
+                tuple(tensor.shape),
+                tensor.stride(),
+            )
+            self._owners[name] = owner_of.setdefault((identity, tensor.dtype), name) if tensor.numel() else name
+            self._tensors[name] = tensor
+            nbytes = tensor.numel() * tensor.element_size()
+            infos[name] = TensorInfo(name, dtype, tuple(tensor.shape), end, nbytes)
+            end += nbytes
+        if not infos:
+            raise CorruptError(f"{path} holds no tensors", code="ADP303", hint="Save the adapter again.")
+        self.tensors = infos
+
+    @property
+    def file_bytes(self) -> int:
+        """The file's length."""
+        return self.file.size
+
+    def stream(self, name: str, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
+        """The tensor's bytes, in pieces."""
+        import torch
+
+        flat = self._tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
+        view = flat.numpy().data.toreadonly()
+        stop = len(view) if length is None else start + length
+        for begin in range(start, stop, CHUNK):
+            yield view[begin : min(begin + CHUNK, stop)]
+
+    def hold(self) -> None:
+        """Nothing: they are in memory."""
+
+    def read_again(self, name: str, start: int, length: int) -> bytes:
+        """A part of a tensor."""
+        return b"".join(bytes(piece) for piece in self.stream(name, start, length))
+
+    def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
+        """The file is on disk, and the operating system reads ahead."""
+        del parts
+        return nullcontext()
+
+    def stored_as(self, name: str) -> str:
+        """The first name whose storage this is."""
+        return self._owners[name]
+
+    def changed(self) -> bool:
+        """Whether the file is another one now."""
+        return self.file.changed()
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{path} is a pickle, which only torch can open safely, and torch is not installed",
+            hint="pip install 'adaptertool[torch]'",
+        ) from error
+    try:
+        # Files of the format before torch 1.6 are no zip archives and can't be memory-mapped.
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _refuse_compression(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        if asked_for is None and "Unsupported operand" in str(error):
+            raise _not_saved_by_torch(path) from error
+        what = f"asks for {asked_for[1]} to be run" if asked_for else "holds more than tensors"
+        raise UnsupportedError(
+            f"{path} {what}, and is not unpickled: that could run any code",
+            hint="Convert it to safetensors in an environment that you trust.",
+        ) from error
+    except OSError as error:
+        raise os_error(error, path) from error
+    except _BROKEN_PICKLE as error:
+        raise _not_saved_by_torch(path) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise UnsupportedError(f"{path} is no dictionary of tensors", hint="PEFT writes one; was this saved otherwise?")
+    return state
+
+
+_BROKEN_PICKLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What torch's readers raise where the bytes are not what they expect."""
+
+
+def _not_saved_by_torch(path: Path) -> CorruptError:
+    return CorruptError(f"{path} is no file that torch.save wrote", hint="Download or copy the file again.")
+
+
+def _refuse_compression(path: Path) -> None:
+    """torch.save never compresses; an archive that unpacks to more than its size is not unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UnsupportedError(
+            f"{path} is a compressed archive, which torch.save does not write",
+            hint="Convert it to safetensors in an environment that you trust.",
+        )
+
+
+def _torch_dtype_names() -> dict[str, str]:
+    return {
+        "torch.bool": "BOOL",
+        "torch.uint8": "U8",
+        "torch.int8": "I8",
+        "torch.int16": "I16",
+        "torch.int32": "I32",
+        "torch.int64": "I64",
+        "torch.float16": "F16",
+        "torch.bfloat16": "BF16",
+        "torch.float32": "F32",
+        "torch.float64": "F64",
+        "torch.float8_e4m3fn": "F8_E4M3",
+        "torch.float8_e5m2": "F8_E5M2",
+        "torch.complex64": "C64",
+    }
+
+
+def _strided() -> torch.layout:
+    import torch
+
+    return torch.strided
