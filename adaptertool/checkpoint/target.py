@@ -74,6 +74,10 @@ def open_target(
 def _hub_target(
     text: str, revision: str | None, subfolder: str | None, token: str | None, *, single_names: bool
 ) -> Target:
+    if re.match(r"hf://(datasets|spaces)/", text):
+        raise NotFoundError(
+            f"{text} is no model repo", hint="An adapter is in a model repo: org/name, or hf://org/name@rev/sub/folder."
+        )
     match = (_HF_URL if text.startswith("hf://") else _REPO).fullmatch(text)
     named = match is not None and ("/" in match["repo"] or single_names)
     if match is None or not named or text.startswith((".", "/", "~")) or text.endswith(WEIGHTS_SUFFIXES):

@@ -226,6 +226,7 @@ class HubServer:
     Attributes:
         repos: By name.
         tokens: Tokens that the Hub knows.
+        others: Datasets and spaces: `dataset` or `space` by name.
         faults: What goes wrong; the first one that fits an answer is used.
         log: All requests, in order of their end.
         page: Entries on one page of a tree.
@@ -235,6 +236,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.tokens: set[str] = set()
+        self.others: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.log: list[Logged] = []
         self.page = 1000
@@ -464,6 +466,11 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.models(query)
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/discussions", path):
                 self.discussions(match.group(1))
+            elif match := re.fullmatch(r"/api/(dataset|space)s/([^/]+/[^/]+)", path):
+                if hub.others.get(match.group(2)) == match.group(1):
+                    self.answer("other", 200, json.dumps({"id": match.group(2), "sha": "c" * 40}).encode())
+                else:
+                    self.refuse("other", 401 if self.token() is None else 404, "RepoNotFound", "Repo not found")
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
                 self.info(match.group(1), unquote(match.group(2) or "main"))
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/([^/]+))?", path):

@@ -245,7 +245,7 @@ class HubClient:
         # requests: a connection that was refused and one that was cut are the same class.
         connecting = connecting or (type(error).__module__ == "requests.exceptions" and "NewConnection" in str(error))
         silent = any("Timeout" in name for name in names)
-        reason = "it did not answer in time" if silent else redacted(str(error) or type(error).__name__, self.token)
+        reason = "it did not answer in time" if silent else redacted(_reason(error), self.token)
         if connecting:
             return TransientError(
                 NetworkError(
@@ -278,6 +278,20 @@ class HubClient:
         if status in (408, 429) or status >= 500:
             return TransientError(failure, after=retry_after(answer.headers))
         return failure
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system or the TLS library says, which HTTP libraries wrap in errors of theirs."""
+    said, inner, depth = str(error) or type(error).__name__, error, 0
+    while depth < 10:
+        if isinstance(inner, OSError) and inner.strerror and inner.errno is not None:
+            said = inner.strerror
+        nested = (inner.__cause__, getattr(inner, "reason", None), *inner.args[:1], inner.__context__)
+        found = next((one for one in nested if isinstance(one, BaseException)), None)
+        if found is None:
+            break
+        inner, depth = found, depth + 1
+    return said
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:

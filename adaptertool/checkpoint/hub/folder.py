@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -16,10 +16,10 @@ from urllib.parse import quote
 from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.file import HubBytes
-from adaptertool.checkpoint.hub.refusals import Subject
+from adaptertool.checkpoint.hub.refusals import RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import repo_cache
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_tree
-from adaptertool.errors import NotFoundError, OfflineError, UsageError
+from adaptertool.errors import GatedError, NetworkError, NotFoundError, OfflineError, UnauthorizedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,11 @@ class HubFolder:
             self.known_commit = self._cached_revision()
         elif (repo_cache(repo_id) / "snapshots").is_dir():
             # What is cached can be used only if the commit is known before anything is read.
-            self.known_commit = self.current_commit()
+            try:
+                self.known_commit = self.current_commit()
+            except NetworkError as error:
+                hint = f"{error.hint} With HF_HUB_OFFLINE=1 what the cache holds is read."
+                raise NetworkError(error.message, hint=hint) from error
 
     @property
     def location(self) -> str:
@@ -229,11 +233,29 @@ class HubFolder:
         url = f"{self.client.endpoint}/api/models/{self.repo_id}"
         if self.branch:
             url += f"/revision/{quote(self.branch, safe='')}"
-        document, _ = self.client.json(f"{url}?expand=sha", self.subject())
+        try:
+            document, _ = self.client.json(f"{url}?expand=sha", self.subject())
+        except RepoNotFoundError as error:
+            kind = self._other_kind()
+            if kind is None:
+                raise NotFoundError(error.message, hint=error.hint) from error
+            hint = "An adapter is in a model repo; upload it to one, or download the files and name their folder."
+            raise NotFoundError(f"{self.repo_id} is a {kind} on the Hub, and no model repo", hint=hint) from error
         sha = document.get("sha") if isinstance(document, dict) else None
         if not isinstance(sha, str) or not COMMIT.fullmatch(sha):
             raise not_a_hub(self.client, f"it names no commit for {self.repo_id}")
         return sha
+
+    def _other_kind(self) -> str | None:
+        """`dataset` or `space`, where the Hub has one of that name."""
+        for kind in ("dataset", "space"):
+            with suppress(NotFoundError, GatedError, UnauthorizedError, NetworkError):
+                document, _ = self.client.json(
+                    f"{self.client.endpoint}/api/{kind}s/{self.repo_id}?expand=sha", self.subject()
+                )
+                if isinstance(document, dict) and document.get("id") == self.repo_id:
+                    return kind
+        return None
 
     def _remote(self, name: str, ahead: int | None) -> HubBytes:
         if self._tree is None and name not in self._below:

@@ -41,6 +41,10 @@ class Subject:
         return f"{self.repo_id}/{self.path}" if self.path else self.repo_id
 
 
+class RepoNotFoundError(NotFoundError):
+    """The Hub knows no such model repo, or does not tell this token of it."""
+
+
 def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: str | None) -> AdapterToolError:
     """What the Hub's refusal means.
 
@@ -73,7 +77,7 @@ def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: st
             hint="Check the name, and --subfolder, for a typo.",
         )
     if code == "RepoNotFound" or status == 404 or (status == 401 and not token):
-        return NotFoundError(
+        return RepoNotFoundError(
             f"{repo} was not found on {subject.endpoint}: it does not exist, or is private",
             hint="Check the name for a typo (no local path of that name exists either)"
             + (", and that this token may read it." if token else "; for a private repo run `hf auth login`."),
