@@ -59,16 +59,16 @@ class ReadAhead:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._futures.clear()
 
-    def holds(self, start: int) -> bool:
-        """Whether a range that begins there is still to come."""
-        return self._find(start) is not None
+    def holds(self, start: int, length: int) -> bool:
+        """Whether that range is still to come, as a whole."""
+        return self._find(start, length) is not None
 
     def take(self, start: int, length: int) -> Iterator[memoryview]:
         """The bytes of one of the ranges, in pieces of whatever length."""
-        index, end = self._find(start), start + length
+        index, end = self._find(start, length), start + length
+        if index is None:
+            raise ValueError("the range was not announced")
         while start < end:
-            if index is None or index == len(self._segments):
-                raise ValueError("the range was not announced")
             begin, size = self._segments[index]
             data = self._ask_for(index).result()
             stop = min(end, begin + size)
@@ -80,11 +80,17 @@ class ReadAhead:
                 self._at = index
                 self._window = min(2 * self._window, WINDOW)
 
-    def _find(self, start: int) -> int | None:
+    def _find(self, start: int, length: int) -> int | None:
+        """The first of the segments to come, one after the other, that hold the range."""
         for index in range(self._at, len(self._segments)):
             begin, size = self._segments[index]
             if begin <= start < begin + size:
-                return index
+                end, last = begin + size, index
+                while end < start + length and last + 1 < len(self._segments) and self._segments[last + 1][0] == end:
+                    last += 1
+                    end += self._segments[last][1]
+                if end >= start + length:
+                    return index
         return None
 
     def _ask_for(self, index: int) -> Future[bytes]:

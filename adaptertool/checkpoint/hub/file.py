@@ -199,7 +199,7 @@ class HubBytes:
         if self._rangeless and start == 0:
             for chunk in self._arrivals(0, length, Patience(self._client.timeout)):
                 yield memoryview(chunk)
-        elif plan is not None and plan.holds(start):
+        elif plan is not None and plan.holds(start, length):
             yield from plan.take(start, length)
         elif length <= FIRST_SEGMENT:
             yield memoryview(self._fetch(start, length))

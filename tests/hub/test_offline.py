@@ -1,0 +1,138 @@
+"""Offline mode: what the cache holds is read, by every command, and never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from adaptertool.cli import main
+from tests.hub.conftest import files_of
+from tests.hub.test_reading import download
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.hub.server import HubServer
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main([*arguments, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def state(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """All that could change of a folder: content, links, times."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[path.relative_to(folder).as_posix()] = status.st_mode, status.st_ino, status.st_mtime_ns, content
+    return found
+
+
+def test_every_command_works_from_the_cache_and_leaves_it(
+    hub: HubServer,
+    randlora: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    fixtures = request.config.rootpath / "fixtures"
+    hub.add("org/name", {**files_of(randlora), "README.md": b"# mine"})
+    hub.add("org/beft", files_of(fixtures / "beft-llama"))
+    hub.add("org/base", files_of(fixtures / "base-llama"))
+    assert run(capsys, "slim", str(randlora), "-o", str(tmp_path / "here"))[0] == 0
+    hub.add("org/slim", files_of(tmp_path / "here"))
+    for name in hub.repos:
+        snapshot_download(name)
+    cache = tmp_path / "hf" / "hub"
+    request.getfixturevalue("offline")
+    before, asked = state(cache), len(hub.requests())
+
+    code, document = run(capsys, "inspect", "org/name", "--verify", "full")
+    assert (code, document["projections"]["verdict"], document["target"]["requests"]) == (0, "regenerable", 0)
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "there"))
+    assert (code, document["action"]) == (0, "stripped")
+    assert files_of(tmp_path / "there") == {**files_of(tmp_path / "here"), "README.md": b"# mine"}
+    code, document = run(capsys, "restore", "org/slim", "-o", str(tmp_path / "restored"))
+    assert (code, document["action"]) == (0, "restored")
+    code, document = run(capsys, "check-merge", "org/beft", "--base", "org/base")
+    assert (code, document["verdict"]) == (1, "not-mergeable")
+    code, document = run(capsys, "slim", "org/name", "--push")
+    assert (code, document["error"]["kind"]) == (3, "offline")
+    code, document = run(capsys, "slim", "org/name", "--in-place")
+    assert code == 2
+
+    assert state(cache) == before
+    assert len(hub.requests()) == asked
+
+
+@pytest.mark.parametrize(
+    ("cached", "missing"), [([CONFIG], WEIGHTS), ([WEIGHTS], CONFIG), (["README.md"], CONFIG)], ids=str
+)
+def test_a_cache_that_holds_a_part(
+    hub: HubServer,
+    randlora: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    cached: list[str],
+    missing: str,
+) -> None:
+    hub.add("org/name", {**files_of(randlora), "README.md": b"# mine"})
+    download("org/name", *cached)
+    request.getfixturevalue("offline")
+    code, document = run(capsys, "inspect", "org/name")
+    assert (code, document["error"]["kind"]) == (3, "offline")
+    assert missing in document["error"]["message"]
+    assert "not in the cache" in document["error"]["message"]
+
+
+def test_a_base_of_which_a_part_is_cached(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    fixtures = request.config.rootpath / "fixtures"
+    hub.add("org/base", files_of(fixtures / "base-llama"))
+    download("org/base", "config.json")
+    request.getfixturevalue("offline")
+    code, document = run(capsys, "check-merge", str(fixtures / "beft-llama"), "--base", "org/base")
+    assert code == 3
+    assert "org/base" in document["error"]["message"]
+
+
+def test_the_environment_is_huggingface_hubs(hub: HubServer, randlora: Path, tmp_path: Path) -> None:
+    """HF_ENDPOINT, HF_TOKEN_PATH, HF_HUB_CACHE and HF_HUB_OFFLINE, as a process of its own reads them."""
+    hub.tokens.add("hf_from_a_file")
+    hub.add("org/private", files_of(randlora), access="private", readers={"hf_from_a_file"})
+    (tmp_path / "my-token").write_text("hf_from_a_file\n")
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN_PATH": str(tmp_path / "my-token"),
+        "HF_HUB_CACHE": str(tmp_path / "my-cache"),
+    }
+
+    def inspect(**more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "adaptertool", "inspect", "org/private", "--verify", "none"]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False)
+
+    assert inspect().returncode == 0
+    assert {entry.authorization for entry in hub.requests("resolve")} == {"Bearer hf_from_a_file"}
+    refused = inspect(HF_TOKEN="hf_of_nobody", HF_DEBUG="1")
+    assert refused.returncode == 3
+    assert "does not know the token" in refused.stderr
+    assert "hf_of_nobody" not in refused.stdout + refused.stderr
+    assert "not in the cache" in inspect(HF_HUB_OFFLINE="1").stderr.replace("holds no revision", "not in the cache")
+    code = "from huggingface_hub import snapshot_download; snapshot_download('org/private')"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    assert (tmp_path / "my-cache").is_dir()
+    assert inspect(HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9").returncode == 0
