@@ -102,6 +102,7 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     form = _format_asked_for(arguments)
+    named = None
     try:
         named = arguments[0] if arguments and arguments[0] in COMMANDS else None
         listed = list(arguments) in ([], ["--help"], ["-h"], ["--version"]) and COMPLETION not in os.environ
@@ -111,10 +112,12 @@ def run(arguments: Sequence[str]) -> int:
         print_error(error, form)
         return error.exit_code
     except _PARSER_ERRORS as error:
-        message = error.format_message()
+        # Newer releases of typer put before it what their validator calls any error.
+        message = error.format_message().replace(": Value error, ", ": ")
         if type(error).__name__ == "NoArgsIsHelpError":
             return 0
-        print_error(UsageError(message or "no command", hint="adaptertool --help"), form)
+        hint = f"adaptertool {named} --help" if named else "adaptertool --help"
+        print_error(UsageError(message or "no command", hint=hint), form)
         return UsageError.exit_code
     except InterruptedWorkError as error:
         return error.exit_code

@@ -108,7 +108,7 @@ def command(
             "--base",
             metavar="BASE",
             autocompletion=paths,
-            help="Without a fingerprint: the base model, of which headers are read.",
+            help="The base model: its headers where there is no fingerprint, its embeddings where slim took copies out.",
         ),
     ] = None,
     dtype: Annotated[

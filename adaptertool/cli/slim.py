@@ -105,7 +105,7 @@ def command(
             "--base",
             metavar="BASE",
             autocompletion=paths,
-            help="Prove from the base model's headers that PEFT draws these shapes.",
+            help="The base model: proves that PEFT draws these shapes, and copies of its embeddings go.",
         ),
     ] = None,
     dry_run: DryRun = False,

@@ -86,12 +86,12 @@ def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dt
 
 @dataclass(frozen=True)
 class ProductMerge:
-    """What the update of a weight does by itself, as far as that is known without the weight.
+    """What the update of a weight does.
 
     Attributes:
-        finite: Whether every value of it is finite in the dtype of the merge.
-        room: Whether it stays below half of the largest number of that dtype, so that adding it to a weight of like size
-            can't overflow.
+        finite: Whether every value of it, and of its sum with the weight where that is given, is finite in the dtype.
+        room: Whether the sum can't overflow: it was computed, or the update stays below half of the dtype's largest number,
+            so that adding it to a weight of like size can't.
         zero: Whether all of it is zero.
     """
 
@@ -100,7 +100,9 @@ class ProductMerge:
     zero: bool
 
 
-def merge_product(up: NDArray[Any], down: NDArray[Any], scale: float, dtype: str) -> ProductMerge:
+def merge_product(
+    up: NDArray[Any], down: NDArray[Any], scale: float, dtype: str, weight: NDArray[Any] | None = None
+) -> ProductMerge:
     """Look at `up · down · scale` in a dtype, computed in full only where its size can't be bounded.
 
     PEFT multiplies in float32 and rounds the scaled product to the weight's dtype (`get_delta_weight` and `merge` in
@@ -111,27 +113,33 @@ def merge_product(up: NDArray[Any], down: NDArray[Any], scale: float, dtype: str
         down: Of shape (rank, …).
         scale: The factor.
         dtype: The dtype in which the base is loaded, a key of `BIT_TYPES`.
+        weight: What it is added to, of shape (outputs, …) and rounded to that dtype; None where it is not known.
     """
     if not (np.isfinite(up).all() and np.isfinite(down).all()):
         return ProductMerge(finite=False, room=False, zero=False)
     if not up.any() or not down.any() or scale == 0:
         return ProductMerge(finite=True, room=True, zero=True)
     left, right = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
-    limit = _LARGEST[dtype] / 2
+    limit = _LARGEST[dtype]
+    if weight is not None and weight.size != left.shape[0] * right.shape[1]:
+        weight = None
     with np.errstate(over="ignore", invalid="ignore"):
         # Cauchy and Schwarz: no element of the product is larger than the lengths of its row and its column.
         rows = float(np.sqrt((left.astype(np.float64) ** 2).sum(axis=1).max()))
         columns = float(np.sqrt((right.astype(np.float64) ** 2).sum(axis=0).max()))
-        if rows * columns * abs(scale) < limit:
+        largest = rows * columns * abs(scale)
+        if largest < limit / 2 and (weight is None or largest + float(np.abs(weight).max(initial=0)) < limit):
             return ProductMerge(finite=True, room=True, zero=False)
         finite, largest = True, 0.0
         work = np.float64 if dtype == "float64" else np.float32
         for start in range(0, len(left), _ROWS):
             part = (left[start : start + _ROWS].astype(work) @ right.astype(work)) * work(scale)
-            arrived = from_bits(to_bits(part, dtype), dtype)
-            finite = finite and bool(np.isfinite(part).all()) and bool(np.isfinite(arrived).all())
+            part = rounded(part, dtype)
             largest = max(largest, float(np.abs(part).max()))
-    return ProductMerge(finite, room=finite and largest < limit, zero=False)
+            if weight is not None:
+                part = rounded(part + weight[start : start + _ROWS].reshape(part.shape), dtype)
+            finite = finite and bool(np.isfinite(part).all())
+    return ProductMerge(finite, room=finite and (weight is not None or largest < limit / 2), zero=False)
 
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}

@@ -28,6 +28,9 @@ REMOTE_SCAN_BYTES = 64 << 20
 REMOTE_BIASES = 64
 """How many biases of a base are read over a network, a request each, unless all of them are asked for."""
 
+WEIGHT_BYTES = 64 << 20
+"""How much of a base's weights on disk is read, to see whether they are finite; of larger ones headers have to do."""
+
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 
 
@@ -73,6 +76,7 @@ class Trial:
         self._hazard = rule.hazard(adapter.config.fields)
         self._shared: str | None = None
         self._embedding_adapted = False
+        self._weights: dict[str, bytes] = {}
         self._biases_unread = False
         self._unscanned = 0
         self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
@@ -89,16 +93,19 @@ class Trial:
             (adapted, self._check_shape(adapted, layer, update) if layer.status == "ok" else layer, update)
             for adapted, layer, update in found
         ]
-        self._shared = self._shared_not_finite() if any(layer.status == "ok" for _, layer, _ in checked) else None
+        small = sum(tensor.nbytes for tensor in self.adapter.weights.tensors.values()) <= self._budget
+        going_on = any(layer.status == "ok" for _, layer, _ in checked)
+        if self.adapter.folder.kind == "hub" and small and going_on:
+            self.adapter.weights.hold()
+            self._budget = math.inf
+        self._shared = self._shared_not_finite() if going_on else None
+        self._weights = self._read_weights(checked)
         wanted = [
             layer.bias
             for _, layer, update in checked
             if layer.status == "ok" and update is not None and layer.bias is not None
         ]
         biases = self._read_biases(wanted, blocked=any(layer.status == "blocked" for _, layer, _ in checked))
-        small = sum(tensor.nbytes for tensor in self.adapter.weights.tensors.values()) <= self._budget
-        if self.adapter.folder.kind == "hub" and small and any(layer.status == "ok" for _, layer, _ in checked):
-            self.adapter.weights.hold()
         results = tuple(self._try(adapted, layer, update, biases) for adapted, layer, update in checked)
         self._sum_up(checked)
         return results
@@ -120,11 +127,34 @@ class Trial:
             )
         return {}
 
+    def _read_weights(self, checked: Sequence[tuple[AdaptedLayer, Layer, BiasUpdate | None]]) -> dict[str, bytes]:
+        """The base's weights that are merged into, where they are on disk and few."""
+        if self.base.folder.kind != "local":
+            return {}
+        names = [
+            name
+            for adapted, layer, update in checked
+            if layer.status == "ok"
+            and layer.layer_type != "quantized"
+            and self._weight_tensors(adapted, update)
+            and self._own_copy(adapted) is None
+            and (name := f"{layer.stored}.weight") in self.base.files
+        ]
+        self.base.load_headers(names)
+        return (
+            self.base.read(self.base.ranges(names))
+            if sum(self.base.tensor(name).nbytes for name in names) <= WEIGHT_BYTES
+            else {}
+        )
+
     def _sum_up(self, checked: Sequence[tuple[AdaptedLayer, Layer, BiasUpdate | None]]) -> None:
         into_weights = [
             adapted
             for adapted, layer, update in checked
-            if layer.status == "ok" and self._weight_tensors(adapted, update)
+            if layer.status == "ok"
+            and self._weight_tensors(adapted, update)
+            and self._own_copy(adapted) is None
+            and f"{layer.stored}.weight" not in self._weights
         ]
         if into_weights:
             self.not_examined.append(
@@ -139,6 +169,10 @@ class Trial:
                 f"{plural(self._unscanned, 'tensor')} of the adapter, for NaN and infinity: over the network "
                 f"{REMOTE_SCAN_BYTES >> 20} MB are looked through."
             )
+
+    def _own_copy(self, adapted: AdaptedLayer) -> TensorInfo | None:
+        """A base weight in the adapter's own file, which takes the base's place: PEFT saves one of each adapted embedding."""
+        return self.adapter.weights.tensors.get(f"base_model.model.{adapted.module}.base_layer.weight")
 
     def _update(self) -> BiasUpdate | None:
         bias = self.rule.bias
@@ -283,7 +317,8 @@ class Trial:
         return "this method's merge never looks, not even with safe_merge=True, and the merged weights are broken"
 
     def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
-        for name, tensor in adapted.tensors.items():
+        copy = self._own_copy(adapted)
+        for name, tensor in [*adapted.tensors.items(), *([("base_layer.weight", copy)] if copy is not None else [])]:
             if update is not None and name == update.tensor:
                 continue
             if tensor.nbytes > self._budget:
@@ -310,33 +345,39 @@ class Trial:
         return None
 
     def _try_weight(self, adapted: AdaptedLayer, layer: Layer, result: LayerResult) -> LayerResult:
-        """Whether what is added to the weight overflows by itself; the weight is not read."""
-        product = self._product(adapted)
-        if product is None:
-            self.changes = True
-            return result
-        from adaptertool.merge.dry_run import merge_product, values_of
-        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+        """Whether the weight that is merged into is finite, where it was read, and whether what is added overflows."""
+        import numpy as np
 
-        up, down = adapted.tensors[product.up], adapted.tensors[product.down]
-        weight = f"{layer.stored}.weight"
-        stored = DTYPE_NAMES.get(self.base.tensor(weight).dtype) if weight in self.base.files else None
+        from adaptertool.merge.dry_run import merge_product, values_of
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
+
+        product = self._product(adapted)
+        self.changes = self.changes or product is None
+        name = f"{layer.stored}.weight"
+        stored = DTYPE_NAMES.get(self.base.tensor(name).dtype) if name in self.base.files else None
         dtype = self.dtype or (stored if stored in FLOATS else None)
+        weight = None
+        if dtype is not None and name in self._weights and stored in FLOATS:
+            info = self.base.tensor(name)
+            weight = rounded(values_of(self._weights[name], info.dtype), dtype).reshape(info.shape)
+            if not np.isfinite(weight).all():
+                reason = f"the base's weight holds NaN or infinity in {dtype}; {self._noticed}"
+                return replace(result, status="blocked", code="ADP204", reason=reason)
+        if product is None:
+            return result
+        up, down = adapted.tensors[product.up], adapted.tensors[product.down]
         unread = up.nbytes + down.nbytes > self._budget
         if dtype is None or unread or any(DTYPE_NAMES.get(one.dtype) not in FLOATS for one in (up, down)):
             self.changes = True
             self._unscanned += 2 if unread else 0
             return result
         left, right = (values_of(self._content(one.name), one.dtype).reshape(one.shape) for one in (up, down))
-        merge = merge_product(left, right, product.scale, dtype)
+        turned = product.transposed or layer.layer_type == "conv1d"
+        merge = merge_product(left, right, product.scale, dtype, weight.T if weight is not None and turned else weight)
         self.changes = self.changes or not merge.zero
         if not merge.finite:
-            return replace(
-                result,
-                status="blocked",
-                code="ADP204",
-                reason=f"the update itself overflows {dtype}: {self._noticed}",
-            )
+            reason = f"the update overflows {dtype}, by itself or added to the base's weight; {self._noticed}"
+            return replace(result, status="blocked", code="ADP204", reason=reason)
         if not merge.room:
             return replace(
                 result,

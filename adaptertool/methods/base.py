@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -133,6 +133,26 @@ class Projections(Protocol):
 
     def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
         """What PEFT does where they are not in the file although the flag says so; None where nothing is wrong with that."""
+
+    def undocumented(
+        self,
+        config: AdapterConfig,
+        tensors: Mapping[str, TensorInfo],
+        layers: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> tuple[Basis, str]:
+        """What is drawn for a file that lacks them and says nothing of them, where each layer has its own.
+
+        Args:
+            config: The adapter's.
+            tensors: What the file holds.
+            layers: Reads the (out_features, in_features) of the layers that it trains from the base model, by module.
+
+        Returns:
+            The basis, and the dtype that PEFT stores it in.
+
+        Raises:
+            CannotDrawError: config, file and base do not decide it; its second argument says what to do.
+        """
 
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
         """The shapes that PEFT draws for target layers of these (out_features, in_features).

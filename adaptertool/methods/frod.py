@@ -8,7 +8,7 @@ decomposes the weights anew, to other bits. With it true PEFT asks only that one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,25 @@ class FrodProjections(LayerProjections):
         if basis.shapes != dict(shapes):
             raise CannotDrawError("indices and sizes do not belong together")
         return basis
+
+    def undocumented(
+        self,
+        config: AdapterConfig,
+        tensors: Mapping[str, TensorInfo],
+        layers: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> tuple[OffDiagonals, str]:
+        """The seed, the rate and the sizes of the categories' bases, which are in the file, decide the places."""
+        dimensions = {
+            name.removeprefix(_BASIS): tensor.shape[0]
+            for name, tensor in tensors.items()
+            if name.startswith(_BASIS) and tensor.shape
+        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        for category, dimension in dimensions.items():
+            shapes[_INDICES + category] = (2, _nonzero(config, dimension))
+            shapes[_SIZE + category] = (2,)
+        key = seed(config, "projection_prng_key", 0)
+        return self._basis(key, shapes, {"dimensions": dimensions}), "int64"
 
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """Without `frod_V` in the file PEFT would refuse to load what is left."""

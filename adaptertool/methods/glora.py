@@ -7,9 +7,9 @@ makes the same zeros when it attaches the adapter, whether they are in the file 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections
@@ -18,6 +18,7 @@ from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.zeros import Zeros
 
@@ -43,6 +44,15 @@ class GloraProjections(LayerProjections):
         if recipe.basis != "zeros":
             raise CannotDrawError(f"{recipe.basis} is nothing that GLoRA stores")
         return self._basis(shapes)
+
+    def undocumented(
+        self,
+        config: AdapterConfig,
+        tensors: Mapping[str, TensorInfo],
+        layers: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> NoReturn:
+        """They hold nothing that anyone needs."""
+        raise CannotDrawError("paths that are not trained hold zeros, which PEFT makes whether they are stored or not")
 
     def _basis(self, shapes: Mapping[str, tuple[int, ...]]) -> Zeros:
         from adaptertool.projection.zeros import Zeros

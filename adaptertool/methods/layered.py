@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.projection.basis import Basis
 
 SAME_MODULES = "The same base model: which modules it has, and in which order, decides what each of them is given."
 """A condition of methods that draw for one target layer after the other."""
@@ -77,6 +78,19 @@ class LayerProjections:
     def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
         """PEFT draws them."""
         return "PEFT draws them with a warning" if self.flag is not None else None
+
+    def undocumented(
+        self,
+        config: AdapterConfig,
+        tensors: Mapping[str, TensorInfo],
+        layers: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> tuple[Basis, str]:
+        """Not known: PEFT goes through the layers in the order of the model."""
+        raise CannotDrawError(
+            "they are drawn for one layer after the other in the order of the model, which neither the file nor the base's "
+            "headers keep",
+            "PEFT draws them when it loads the adapter; save it from there to have them in the file.",
+        )
 
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the layers do not say which of them is which."""

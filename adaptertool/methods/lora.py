@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
 from adaptertool.methods.merging import BiasUpdate, MergeRule, Product, low_rank
-from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,6 +162,16 @@ LORA = PlainMethod(
     "LORA",
     "lora_",
     "r",
+    of_the_base=(
+        OfTheBase(
+            r".*\.lora_(?:B\.weight|embedding_B)",
+            "Singular vectors of each layer, which MiCA freezes",
+            DECOMPOSITION,
+            when=lambda config: str(config.get("init_lora_weights")).lower() == "mica",
+        ),
+    ),
+    # MonteCLoRA's buffers, and the direction that VeLoRA takes from activations.
+    state=r".*\.(?:lora_monteclora_sampler\.(?:gaussian_var_prior|expert_weights)|lora_velora_embed)",
     merge=MergeRule(
         bias=BiasUpdate(
             "lora_B.bias",

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptertool.methods.base import Note, Role, general_role, general_trained
 from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, Sized, low_rank, no_merge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
@@ -28,15 +28,17 @@ class OfTheBase:
         pattern: What their names match, whole.
         what: What they are, as a noun.
         why: Why they have to stay in the file, in a sentence.
+        when: Whether they are that under a config.
     """
 
     pattern: str
     what: str
     why: str
+    when: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
-    def matches(self, name: str) -> bool:
+    def matches(self, name: str, config: AdapterConfig) -> bool:
         """Whether the tensor of that name is one of them."""
-        return re.fullmatch(self.pattern, name) is not None
+        return re.fullmatch(self.pattern, name) is not None and self.when(config.fields)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class PlainMethod:
         default_rank: The rank where the config does not say.
         projections: Its tensors that need not be stored, where it has some.
         of_the_base: Its tensors that only the base model's weights could bring back.
+        state: What the names of tensors match, whole, that are kept beside what is trained and are not trained themselves.
         merge: What merging it needs; None where that is not known.
     """
 
@@ -59,6 +62,7 @@ class PlainMethod:
     default_rank: int | None = None
     projections: Projections | None = None
     of_the_base: tuple[OfTheBase, ...] = ()
+    state: str | None = None
     merge: MergeRule | None = INTO_WEIGHTS
     known: ClassVar[bool] = True
 
@@ -80,7 +84,9 @@ class PlainMethod:
         """Trained, if the name has the method's prefix and is neither a projection nor computed from the base."""
         if self.projections is not None and not self.projections.trained and self.projections.stored((name,)):
             return "projection"
-        if any(one.matches(name) for one in self.of_the_base):
+        if any(one.matches(name, config) for one in self.of_the_base):
+            return "other"
+        if self.state is not None and re.fullmatch(self.state, name):
             return "other"
         if any(name.startswith(prefix) or f".{prefix}" in name for prefix in self.prefixes):
             return "trainable"
@@ -94,7 +100,7 @@ class PlainMethod:
         """One for each kind of tensor that needs the base model."""
         found = []
         for one in self.of_the_base:
-            names = tuple(name for name in tensors if one.matches(name))
+            names = tuple(name for name in tensors if one.matches(name, config))
             if names:
                 size = sum(tensors[name].nbytes for name in names)
                 found.append(Note(f"{one.what}, computed from the base model's weights. {one.why}", names, size))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.merging import MergeRule
@@ -132,6 +132,10 @@ class RandLoraProjections:
     def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
         """PEFT draws them."""
         return "PEFT draws them with a warning"
+
+    def undocumented(self, *_: object) -> NoReturn:
+        """The layers share them: see `shapes_for`."""
+        raise CannotDrawError("the layers share what is drawn")
 
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
         """From the greatest out_features and the greatest in_features, which need not be of one layer."""

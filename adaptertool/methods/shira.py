@@ -8,7 +8,7 @@ the config if its `mask_type` was left as it is, only in the bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,22 @@ class ShiraProjections(LayerProjections):
         if basis.shapes != dict(shapes):
             raise CannotDrawError(f"indices of rank {rank} have other shapes")
         return basis
+
+    def undocumented(
+        self,
+        config: AdapterConfig,
+        tensors: Mapping[str, TensorInfo],
+        layers: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> tuple[RandomMasks, str]:
+        """The seed, the rank and the layers' shapes decide the masks, unless a function of the user's own made them."""
+        key, rank = _key(config), _rank(config)
+        shapes = {f"{module}.shira_indices": shape for module, shape in layers().items()}
+        for module in self.target_modules(tensors):
+            weight = tensors[f"{module}.shira_weight"]
+            if weight.numel != rank * sum(shapes[f"{module}.shira_indices"]):
+                raise CannotDrawError(f"{module} trains {weight.numel} numbers, and the base's layer has another shape")
+        layout = {"layers": {name: list(shape) for name, shape in shapes.items()}}
+        return self._basis(key, rank, {name: (2, rank * sum(shape)) for name, shape in shapes.items()}, layout), "int32"
 
     def check_layers(self, config: AdapterConfig, tensors: Mapping[str, TensorInfo]) -> None:
         """As many places as trained numbers, and places for every layer."""

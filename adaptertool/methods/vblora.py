@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import MergeRule
@@ -10,6 +11,7 @@ from adaptertool.methods.plain import PlainMethod
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
 
 
@@ -23,4 +25,17 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return True
 
 
-VBLORA = PlainMethod("VBLORA", "vblora_", "r", merge=MergeRule(fits=_fits))
+@dataclass(frozen=True)
+class VbLora(PlainMethod):
+    """See `adaptertool.methods.base.Method`."""
+
+    def trained(self, tensor: TensorInfo, config: AdapterConfig) -> int:
+        """All numbers; of logits of which only the largest are saved (`save_only_topk_weights`), those that were there."""
+        if tensor.name.endswith("_topk_indices"):
+            return 0
+        if tensor.name.endswith("_topk_weights") and len(tensor.shape) == 3:
+            return tensor.shape[0] * tensor.shape[1] * config.integer("num_vectors", 256, least=1)
+        return super().trained(tensor, config)
+
+
+VBLORA = VbLora("VBLORA", "vblora_", "r", merge=MergeRule(fits=_fits))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.merging import MergeRule, Sized
@@ -119,6 +119,10 @@ class VeraProjections:
     def absent_against_flag(self, tensors: Mapping[str, TensorInfo]) -> str | None:
         """PEFT raises."""
         return "PEFT refuses to load it"
+
+    def undocumented(self, *_: object) -> NoReturn:
+        """The layers share them: see `shapes_for`."""
+        raise CannotDrawError("the layers share what is drawn")
 
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:
         """From the greatest out_features and the greatest in_features, which need not be of one layer."""

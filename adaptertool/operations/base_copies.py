@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,9 +202,10 @@ def finding_about(adapter: Adapter, copies: BaseCopies | None = None) -> list[Fi
     if not names:
         return []
     total = sum(tensors[name].nbytes for name in names)
-    base = adapter.config.text_or_none("base_model_name_or_path") or "BASE"
+    base = copies.base if copies is not None else adapter.config.text_or_none("base_model_name_or_path")
     why = "Whether they are the base's own, only the base can tell"
-    fix: str | None = f"adaptertool slim {adapter.folder.location} --base {base} -o DIR"
+    where = shlex.quote(adapter.folder.location)
+    fix: str | None = f"adaptertool slim {where} --base {shlex.quote(base) if base else 'BASE'} -o DIR"
     if copies is not None:
         why = "; ".join(copies.others.values()) or f"They are those of {copies.base}, byte for byte"
         fix = fix if copies.same else None

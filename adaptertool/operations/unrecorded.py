@@ -38,10 +38,7 @@ def recipe_without_fingerprint(
             "Name it with --for-torch VERSION; torch 2.12 changed what is drawn.",
         )
     if not rule.shared:
-        raise CannotDrawError(
-            "each layer has its own, and without a fingerprint nothing says which layer has which",
-            "PEFT draws them when it loads the adapter; save it from there to have them in the file.",
-        )
+        return _of_each_layer(adapter, rule, base, token)
     shapes = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
     basis = rule.basis(adapter.config, shapes, {})
 
@@ -66,3 +63,19 @@ def recipe_without_fingerprint(
                 "Name it with --dtype float32, bfloat16 or float16.",
             )
     return recipe_for(basis, generation, tuple(dict.fromkeys(casts))), dict(shapes), {}
+
+
+def _of_each_layer(
+    adapter: Adapter, rule: Projections, base: str | None, token: str | None
+) -> tuple[Recipe, dict[str, tuple[int, ...]], dict[str, str]]:
+    """The same where each layer has its own, as far as config, file and base decide them."""
+
+    def layers() -> dict[str, tuple[int, int]]:
+        modules = rule.target_modules(adapter.weights.tensors)
+        return dict(zip(modules, layer_shapes(adapter, rule, base, token), strict=True))
+
+    from adaptertool.projection.recipe import recipe_for
+
+    basis, stored = rule.undocumented(adapter.config, adapter.weights.tensors, layers)
+    generation = basis.generations[0]
+    return recipe_for(basis, generation, basis.chains(generation, stored)[0]), dict(basis.shapes), {}

@@ -71,7 +71,7 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.action == "nothing-to-do":
         text.append(f"\nnothing to do: {printable(result.reason or '')}\n", style="green")
         text.append("nothing was written", style="dim")
-        return Group(text, *_remarks(result.findings, ("ADP106", "ADP107", "ADP108")))
+        return Group(text, *_remarks(result.findings, ("ADP106", "ADP107", "ADP108", "ADP110")))
     if result.action == "refused":
         text.append("\nrefused: ", style="bold red")
         text.append(printable(result.reason or ""))
@@ -85,7 +85,7 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     done = {
         "stripped": ("would strip" if result.dry_run else "stripped", "every copy was compared bit for bit"),
         "kept-one-copy": ("would remove" if result.dry_run else "removed", "the pair that PEFT loads stays"),
-        "restored": ("would restore" if result.dry_run else "restored", "one pair, which PEFT loads under any torch"),
+        "restored": ("would restore" if result.dry_run else "restored", _where_from(result)),
     }[result.action]
     text.append(f"\n{done[0]} {plural(result.tensors_changed, 'tensor')}, {size(result.bytes_changed)}", style="green")
     text.append(f" ({done[1]})")
@@ -105,6 +105,13 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.action == "stripped" and result.projections is not None:
         parts += ["", *_conditions(result.projections)]
     return Group(*parts)
+
+
+def _where_from(result: Rewrite) -> str:
+    """Where restored tensors come from: drawn, or read from the base."""
+    if result.projections is None or result.projections.recipe is None:
+        return "from the base, with the SHA-256 of what was taken out"
+    return "one pair, which PEFT loads under any torch"
 
 
 def explanation_text(code: Code) -> RenderableType:

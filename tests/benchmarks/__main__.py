@@ -1,6 +1,6 @@
 """All benchmarks, or those that are named, as one table.
 
-    python -m tests.benchmarks [startup] [verification] [memory] [drawing] [sharded_base]
+    python -m tests.benchmarks [startup] [verification] [memory] [drawing] [sharded_base] [many]
     python -m tests.benchmarks.hub_slim
 
 Every figure is the median of several whole processes, and every ratio the median of pairs that were run in turn. What they
@@ -13,11 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import drawing, memory, sharded_base, startup, verification
+from tests.benchmarks import drawing, many, memory, sharded_base, startup, verification
 from tests.benchmarks.measure import Row
 
 BENCHMARKS = {
-    module.__name__.rpartition(".")[2]: module for module in (startup, verification, memory, drawing, sharded_base)
+    module.__name__.rpartition(".")[2]: module
+    for module in (startup, verification, memory, drawing, sharded_base, many)
 }
 
 

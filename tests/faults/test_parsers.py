@@ -25,6 +25,7 @@ from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.header import DTYPE_BITS, parse_header
 from adaptertool.errors import AdapterToolError
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
+from tests.faults.conftest import refusal
 from tests.tools.make_broken import FOLDER, GOOD, LORA, RANDLORA, projections, tensors, trained
 
 QUICK = settings(
@@ -52,15 +53,6 @@ def accepted_by_safetensors(content: bytes) -> bool:
     except safetensors.SafetensorError:
         return False
     return True
-
-
-def refusal(question: Callable[[], object]) -> AdapterToolError | None:
-    """The error of ours that something ends in; any other one is a failure of the test."""
-    try:
-        question()
-    except AdapterToolError as error:
-        return error
-    return None
 
 
 def accepted(text: bytes, data: int) -> bool:

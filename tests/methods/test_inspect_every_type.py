@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.config import KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file
 
 import adaptertool
@@ -198,3 +199,23 @@ def test_shaken_models_differ_from_their_base(tmp_path: Path) -> None:
     plain = base("llama")
     shake(plain)
     assert not torch.equal(written.logits, written.loaded(tmp_path).get_base_model()(torch.ones(2, 6).long()).logits)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "arguments", "other"),
+    [
+        ("LORA", {"init_lora_weights": "mica"}, 6),
+        ("LORA", {"monteclora_config": MontecloraConfig()}, 12),
+        ("LORA", {"velora_config": VeloraConfig()}, 6),
+        ("LORA", {"kasa_config": KasaConfig()}, 0),
+        ("VBLORA", {"save_only_topk_weights": True}, 0),
+    ],
+    ids=str,
+)
+def test_what_a_setting_freezes_was_not_trained(
+    peft_type: str, arguments: dict[str, Any], other: int, tmp_path: Path
+) -> None:
+    written = write(tmp_path, peft_type, **arguments)
+    result = adaptertool.inspect(tmp_path, verify="none")
+    assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(written.model).values())
+    assert {one.role: one.tensors for one in result.roles}.get("other", 0) == other

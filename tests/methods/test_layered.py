@@ -24,6 +24,7 @@ from tests.methods.rewriting import (
     WEIGHTS,
     assert_loads_alike,
     assert_refused,
+    assert_same_bytes,
     assert_slims_and_restores,
     changed,
     config,
@@ -364,7 +365,45 @@ def test_without_a_fingerprint_a_layers_own_tensors_are_not_guessed(tmp_path: Pa
     for base_model in (None, str(tmp_path)):
         result = adaptertool.restore(tmp_path / "adapter", base=base_model, dry_run=True)
         assert result.action == "refused"
-        assert "each layer has its own" in (result.reason or "")
+        assert "in the order of the model" in (result.reason or "")
+
+
+def without_fingerprint(folder: Path) -> None:
+    """As a program leaves the file that writes tensors and drops metadata that it does not know."""
+    save_file(tensors(folder), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "family", "arguments"),
+    [
+        ("SHIRA", "llama", {"random_seed": 5, "r": 3}),
+        ("SHIRA", "opt", {"random_seed": None}),
+        ("FROD", "llama", {"projection_prng_key": 7, "sparse_rate": 0.2}),
+        ("FROD", "gpt2", {"sparse_rate": 0.0}),
+    ],
+)
+def test_without_a_fingerprint_config_and_base_decide_them(
+    peft_type: str, family: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    written = write(tmp_path / "adapter", peft_type, family, **arguments)
+    adaptertool.slim(written.folder, output=tmp_path / "slim")
+    without_fingerprint(tmp_path / "slim")
+    if peft_type == "SHIRA":
+        assert "none is named" in str(adaptertool.restore(tmp_path / "slim", dry_run=True).reason)
+    base(family).save_pretrained(tmp_path / "base")
+    result = adaptertool.restore(tmp_path / "slim", output=tmp_path / "restored", base=str(tmp_path / "base"))
+    assert result.action == "restored"
+    assert_same_bytes(tmp_path / "restored", written.folder)
+
+
+def test_without_a_fingerprint_another_bases_shapes_are_refused(tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", "SHIRA")
+    adaptertool.slim(written.folder, output=tmp_path / "slim")
+    without_fingerprint(tmp_path / "slim")
+    base("llama", wide=True).save_pretrained(tmp_path / "base")
+    result = adaptertool.restore(tmp_path / "slim", dry_run=True, base=str(tmp_path / "base"))
+    assert result.action == "refused"
+    assert "another shape" in str(result.reason)
 
 
 @pytest.mark.parametrize(("numel", "count"), [(1, 1), (2, 2), (2, 0), (10, 10), (1000, 3), (300_000, 20_000)])
