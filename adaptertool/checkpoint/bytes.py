@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CHUNK = 512 << 10
 """Bytes handed out at a time by `stream`: small enough that a comparison finds them in the processor's cache."""
 
+SPARE_BUFFERS = 8
+"""How many buffers of a file are kept for the next one who streams from it."""
+
 
 class Bytes(Protocol):
     """A file of known size that is read in ranges."""
@@ -123,6 +126,7 @@ class LocalBytes:
         self._identity = _identity(opened)
         self._size = opened.st_size
         self._lock = threading.Lock()
+        self._spare: list[memoryview] = []
         self.bytes_read = 0
 
     @property
@@ -144,7 +148,8 @@ class LocalBytes:
 
     def stream(self, start: int, length: int) -> Iterator[memoryview]:
         """The same bytes in pieces that share one buffer; several threads can stream at the same time."""
-        buffer = memoryview(bytearray(min(CHUNK, length)))
+        # New memory costs the system as much as reading into it; a buffer whose stream was read to its end is used again.
+        buffer = self._buffer() if length >= CHUNK else memoryview(bytearray(length))
         done = 0
         while done < length:
             want = buffer[: min(len(buffer), length - done)]
@@ -158,6 +163,14 @@ class LocalBytes:
             with self._lock:
                 self.bytes_read += got
             yield want[:got]
+        if len(buffer) == CHUNK and len(self._spare) < SPARE_BUFFERS:
+            self._spare.append(buffer)
+
+    def _buffer(self) -> memoryview:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return memoryview(bytearray(CHUNK))
 
     def _read_at(self, place: int, into: memoryview) -> int:
         if hasattr(os, "preadv"):

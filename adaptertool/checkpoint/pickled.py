@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from contextlib import nullcontext
@@ -78,6 +80,7 @@ class PickleWeights:
         if not infos:
             raise CorruptError(f"{path} holds no tensors", code="ADP303", hint="Save the adapter again.")
         self.tensors = infos
+        self._mapped_at = _mapped_at(path, self._tensors.values())
 
     @property
     def file_bytes(self) -> int:
@@ -88,7 +91,12 @@ class PickleWeights:
         """The tensor's bytes, in pieces."""
         import torch
 
-        flat = self._tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
+        tensor = self._tensors[name]
+        if self._mapped_at is not None and tensor.is_contiguous():
+            length = self.tensors[name].nbytes - start if length is None else length
+            yield from self.file.stream(tensor.data_ptr() - self._mapped_at + start, length)
+            return
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         view = flat.numpy().data.toreadonly()
         stop = len(view) if length is None else start + length
         for begin in range(start, stop, CHUNK):
@@ -149,6 +157,53 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     ):
         raise UnsupportedError(f"{path} is no dictionary of tensors", hint="PEFT writes one; was this saved otherwise?")
     return state
+
+
+def _mapped_at(path: Path, tensors: Iterable[torch.Tensor]) -> int | None:
+    """The address at which torch has mapped the file, so that its bytes can be read by plain reads instead.
+
+    A read of a file that was truncated is an error; of a map of one, it ends the process with SIGBUS.
+
+    Returns:
+        None where the file is not mapped, or where nothing is certain about it.
+    """
+    sizes = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            sizes[storage.data_ptr()] = storage.nbytes()
+    if not sizes or not zipfile.is_zipfile(path):
+        return None
+    try:
+        entries, order = _entries(path)
+    except _BROKEN_PICKLE:  # torch reads archives that are damaged where it does not look
+        return None
+    if order != sys.byteorder:
+        return None  # torch has swapped the bytes in memory
+    places = [min(sizes) - offset for offset in entries]
+    possible = [
+        at
+        for at in places
+        if at % mmap.PAGESIZE == 0 and all(entries.get(address - at, -1) >= nbytes for address, nbytes in sizes.items())
+    ]
+    return possible[0] if len(possible) == 1 else None
+
+
+def _entries(path: Path) -> tuple[dict[int, int], str]:
+    """Where the data of each entry of an archive begins and how long it is, and the byte order that it was written in."""
+    found, order = {}, ""
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith("/byteorder"):
+                order = archive.read(entry).decode(errors="replace")
+            file.seek(entry.header_offset + _NAME_LENGTHS)
+            name, extra = struct.unpack("<HH", file.read(4))
+            found[entry.header_offset + _NAME_LENGTHS + 4 + name + extra] = entry.file_size
+    return found, order
+
+
+_NAME_LENGTHS = 26
+"""Where the header before an entry's data says how long the two fields are that follow it."""
 
 
 _BROKEN_PICKLE = (

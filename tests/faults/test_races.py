@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptertool.errors import CorruptError
 from tests.checkpoints import CONFIG, PICKLE, WEIGHTS
 from tests.conftest import Make
 from tests.faults.conftest import OLDER, SPEC, Lay, Logits, Scene, contents, digest, staged_in
@@ -220,3 +221,29 @@ def test_a_staging_folder_in_use_is_left_alone(
     assert running.ended().code == 0
     assert digest(tmp_path / "first") == digest(tmp_path / "second")
     assert staged_in(tmp_path) == [foreign]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_is_truncated_while_it_is_open(zipped: bool, tmp_path: Path) -> None:
+    """torch maps the file, and touching what is no longer there of a map ends the process."""
+    import torch
+
+    from adaptertool.checkpoint.bytes import LocalBytes
+    from adaptertool.checkpoint.pickled import PickleWeights
+
+    path = tmp_path / PICKLE
+    whole = torch.arange(1 << 20, dtype=torch.float32)
+    state = {"a": whole, "b": whole[1000:2000], "c": torch.ones(3, 5, dtype=torch.bfloat16), "d": torch.ones(4, 6).T}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    weights = PickleWeights(path, LocalBytes(path))
+    for name, tensor in state.items():
+        due = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        assert b"".join(bytes(piece) for piece in weights.stream(name)) == due
+        assert weights.read_again(name, 8, 12) == due[8:20]
+    if not zipped:
+        return  # these are read as a whole
+    assert weights._mapped_at is not None
+    os.truncate(path, 5000)
+    with pytest.raises(CorruptError, match="truncated"):
+        list(weights.stream("a"))
+    assert weights.changed()
