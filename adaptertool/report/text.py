@@ -224,7 +224,7 @@ def _remarks(findings: Sequence[Finding], codes: tuple[str, ...]) -> list[Render
 
 def _same(message: str, reason: str | None) -> bool:
     """Whether a finding says what was said already."""
-    return reason is not None and message.rstrip(".").lower() == reason.rstrip(".").lower()
+    return reason is not None and message.lower().startswith(reason.rstrip(".").lower())
 
 
 def _explained(finding: Finding) -> Text:
