@@ -54,6 +54,10 @@ class Layer:
     not_in_file: bool = False
 
 
+_LEFT_ALONE = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
+"""Where a quantisation's settings name the layers that it leaves as they are."""
+
+
 class BaseLayers:
     """The layers of a base model, asked by their live module paths.
 
@@ -189,12 +193,8 @@ class BaseLayers:
             return False
         if code is not None and code.kind != "linear":
             return False
-        kept = [
-            name
-            for field in ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
-            for name in self._quantization.get(field) or ()
-            if isinstance(name, str)
-        ]
+        fields = (self._quantization.get(field) for field in _LEFT_ALONE)
+        kept = [name for names in fields if isinstance(names, list) for name in names if isinstance(name, str)]
         return not any(_covers(name, module) for name in (*kept, "lm_head"))
 
     def _unsupported(self, layer: Layer, code: CodeLayer | None, *, linear_only: bool) -> Layer | None:

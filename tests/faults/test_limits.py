@@ -325,21 +325,28 @@ def test_any_index(folders: dict[str, Path], data: st.DataObject) -> None:
     ends_well(folders)
 
 
+KNOWN = st.sampled_from(
+    [*BASE_CONFIG, "quantization_config", "text_config", "dtype", "torch_dtype", "tie_word_embeddings", "auto_map"]
+)
+QUANTIZATIONS = st.dictionaries(
+    st.sampled_from(["quant_method", "modules_to_not_convert", "ignore", "exclude", "bits", "load_in_4bit"]),
+    st.one_of(JSON_VALUES, st.sampled_from(["bitsandbytes", "gptq", "fp8", "mxfp4"])),
+    max_size=3,
+)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
-    st.dictionaries(
-        st.one_of(
-            st.sampled_from(
-                [*sorted(BASE_CONFIG), "quantization_config", "text_config", "dtype", "tie_word_embeddings"]
-            ),
-            st.text(max_size=6),
-        ),
-        JSON_VALUES,
-        max_size=4,
-    )
+    st.dictionaries(st.one_of(KNOWN, st.text(max_size=6)), st.one_of(JSON_VALUES, QUANTIZATIONS), max_size=4),
+    st.booleans(),
+    QUANTIZATIONS,
 )
-def test_any_base_config(folders: dict[str, Path], fields: dict[str, object]) -> None:
+def test_any_base_config(
+    folders: dict[str, Path], fields: dict[str, object], quantized: bool, settings: dict[str, object]
+) -> None:
     base = folders["base"]
+    if quantized:
+        fields["quantization_config"] = settings
     (base / "model.safetensors.index.json").unlink(missing_ok=True)
     (base / "model.safetensors").write_bytes(base_weights())
     (base / "config.json").write_text(json.dumps({**BASE_CONFIG, **fields}))

@@ -715,6 +715,7 @@ def base_cases() -> Iterator[BaseCase]:
         ("layers-string", "a number of layers that is a string", {"num_hidden_layers": "two"}),
         ("width-negative", "a negative width", {"hidden_size": -64}),
         ("heads-zero", "no attention heads", {"num_attention_heads": 0}),
+        ("quantized-number", "a number of layers that are not quantised", {"quantization_config": {"ignore": 7}}),
         ("type-path", "a model type that is a path", {"model_type": "../../etc"}),
         ("type-list", "a model type that is a list", {"model_type": ["llama"]}),
     ):
