@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import adaptertool
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
@@ -218,3 +219,23 @@ def test_offline_knows_what_does_not_exist(hub: HubServer, request: pytest.Fixtu
         download("org/name", "adapter_config.json")
     request.getfixturevalue("offline")
     told(lambda: open_adapter(open_target("org/name")), NotFoundError, "no PEFT adapter")
+
+
+def test_a_password_in_the_endpoint_is_not_shown(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint.replace("://", "://me:sesame@"))
+    hub.add("org/name", {"adapter_config.json": b"{}", "README.md": b""})
+    for target in ("org/nmae", "org/name@v2", "org/name"):
+        with pytest.raises(AdapterToolError) as caught:
+            open_adapter(open_target(target))
+        assert "sesame" not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "a\0b"])
+def test_a_tree_with_a_name_that_leads_out(hub: HubServer, randlora: Path, tmp_path: Path, name: str) -> None:
+    hub.add("org/name", {**files_of(randlora), name: b"evil"})
+    with pytest.raises((NotFoundError, NetworkError)):
+        adaptertool.slim("org/name", output=tmp_path / "deep" / "out")
+    assert not [path for path in tmp_path.rglob("*") if "outside" in path.name]
+    assert not (tmp_path / "deep" / "out").exists()

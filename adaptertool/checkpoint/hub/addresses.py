@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urljoin, urlsplit
 
 
@@ -19,6 +20,11 @@ def address(text: str, base: str = "") -> str | None:
         return url if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 else None
     except ValueError:
         return None
+
+
+def shown(url: str) -> str:
+    """An address as messages print it: without the user and password that it may hold."""
+    return re.sub(r"(?<=://)[^/\s@]*@", "", url)
 
 
 def origin(url: str) -> str:

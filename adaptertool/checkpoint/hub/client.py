@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from adaptertool import __version__
-from adaptertool.checkpoint.hub.addresses import address, origin
+from adaptertool.checkpoint.hub.addresses import address, origin, shown
 from adaptertool.checkpoint.hub.patience import TIMEOUT_VARIABLE, Patience, TransientError, time_limit
 from adaptertool.checkpoint.hub.refusals import Subject, redacted, refusal, retry_after
 from adaptertool.checkpoint.hub.session import http_library, hub_session, is_offline, stored_token, transport_errors
@@ -85,7 +85,9 @@ class HubClient:
 
         self.endpoint: str = constants.ENDPOINT.rstrip("/")
         if address(self.endpoint) is None:
-            raise UsageError(f"HF_ENDPOINT is {self.endpoint!r} where the address of a Hub is due, with http(s)://")
+            raise UsageError(
+                f"HF_ENDPOINT is {shown(self.endpoint)!r} where the address of a Hub is due, with http(s)://"
+            )
         self.timeout = time_limit()
         self.requests = 0
         self._lock = threading.Lock()

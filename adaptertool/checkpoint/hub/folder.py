@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from adaptertool.checkpoint.bytes import LocalBytes, os_error
+from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.file import HubBytes
 from adaptertool.checkpoint.hub.refusals import RepoNotFoundError, Subject
@@ -214,7 +215,7 @@ class HubFolder:
         if entry is None:
             raise NotFoundError(
                 f"{self.location} holds no {name} at revision {self.named_revision or 'main'}",
-                hint=f"See {self.client.endpoint}/{self.repo_id}/tree/{self.revision} for what it holds.",
+                hint=f"See {shown(self.client.endpoint)}/{self.repo_id}/tree/{self.revision} for what it holds.",
             )
         return entry
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.bytes import os_error
+from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.refusals import redacted, refusal
 from adaptertool.checkpoint.hub.session import http_library, hub_session, transport_errors
 from adaptertool.errors import (
@@ -238,6 +239,6 @@ def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
         # The repo was read a moment ago, so it is there.
         return UnauthorizedError(
             f"the token may not open a pull request on {folder.repo_id}",
-            hint=f"Check what it is allowed to do at {client.endpoint}/settings/tokens.",
+            hint=f"Check what it is allowed to do at {shown(client.endpoint)}/settings/tokens.",
         )
     return failure

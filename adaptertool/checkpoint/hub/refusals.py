@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.hub.addresses import origin
+from adaptertool.checkpoint.hub.addresses import origin, shown
 from adaptertool.errors import AdapterToolError, GatedError, NetworkError, NotFoundError, UnauthorizedError
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: st
     """
     code = headers.get("x-error-code", "") if status < 500 and status not in (408, 429) else ""
     said = redacted(headers.get("x-error-message", ""), token)
-    repo, revision, page = subject.repo_id, subject.revision or "main", f"{subject.endpoint}/{subject.repo_id}"
+    endpoint = shown(subject.endpoint)
+    repo, revision, page = subject.repo_id, subject.revision or "main", f"{endpoint}/{subject.repo_id}"
     # The order is huggingface_hub's, but for the bad token, which the Hub reports for repos of every kind.
     if status == 401 and "invalid credentials" in said.lower():
         return UnauthorizedError(
@@ -78,7 +79,7 @@ def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: st
         )
     if code == "RepoNotFound" or status == 404 or (status == 401 and not token):
         return RepoNotFoundError(
-            f"{repo} was not found on {subject.endpoint}: it does not exist, or is private",
+            f"{repo} was not found on {endpoint}: it does not exist, or is private",
             hint="Check the name for a typo (no local path of that name exists either)"
             + (", and that this token may read it." if token else "; for a private repo run `hf auth login`."),
         )
@@ -86,7 +87,7 @@ def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: st
     if status in (401, 403):
         return UnauthorizedError(
             f"the Hub refused access to {subject.name}{detail or f' (status {status})'}",
-            hint="Check what the token is allowed to do at " + f"{subject.endpoint}/settings/tokens.",
+            hint="Check what the token is allowed to do at " + f"{endpoint}/settings/tokens.",
         )
     if status == 429:
         after = retry_after(headers)
@@ -103,7 +104,7 @@ def redacted(text: str, token: str | None) -> str:
     """Text of others as one line of bounded length, without the token and the signatures of addresses."""
     text = text.replace(token, "***") if token else text
     # Addresses of files at a storage host carry a signature that lets anybody read them.
-    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(text.split()))[:200]
+    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", shown(" ".join(text.split())))[:200]
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -80,6 +80,8 @@ def read_tree(
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
                 raise not_a_hub(client, f"its list of the files of {subject.name} has an entry without a path")
             path: str = entry["path"]
+            if "\0" in path:
+                raise not_a_hub(client, f"its list of the files of {subject.name} has a name with a null byte")
             name = path.removeprefix(here)
             if entry.get("type") != "file" or not path.startswith(here) or ("/" in name and not recursive):
                 continue
