@@ -217,6 +217,29 @@ def test_what_it_costs_to_open_42_gigabytes(hub: HubServer) -> None:
     assert adapter.folder.requests == 4, "the storage host's address is kept"
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_a_mirror_without_trees(hub: HubServer, randlora: Path, recursive: bool) -> None:
+    hub.add("org/name", {**files_of(randlora), "runs/events": b"1", "empty": b""})
+    hub.fail("tree", status=404)
+    folder = HubFolder("org/name")
+    names = folder.walk() if recursive else folder.files()
+    assert set(names) == {*files_of(randlora), "empty"} | ({"runs/events"} if recursive else set())
+    for name, here in {**files_of(randlora), "empty": b""}.items():
+        same(folder.open(name), here)
+    assert HubFolder("org/name", subfolder="runs").files() == ["events"]
+    with pytest.raises(NotFoundError):
+        HubFolder("org/name", subfolder="nothing").files()
+
+
+def test_a_mirror_that_names_no_commit(hub: HubServer, randlora: Path) -> None:
+    hub.add("org/name", files_of(randlora))
+    hub.fail("resolve", headers={"X-Repo-Commit": "", "X-Linked-Size": "", "X-Linked-Etag": "", "ETag": ""})
+    adapter = open_adapter(open_target("org/name"))
+    assert adapter.weights.tensors == open_adapter(open_target(randlora)).weights.tensors
+    assert adapter.folder.revision == hub.repos["org/name"].refs["main"]
+    assert all("/resolve/main/" not in entry.path for entry in hub.requests("resolve")[1:])
+
+
 def test_a_small_file_is_fetched_once(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": CONFIG})
     folder = HubFolder("org/name")

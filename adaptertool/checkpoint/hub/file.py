@@ -234,7 +234,11 @@ class HubBytes:
                     commit = pinned or named
                     entry = self._described(answer)
                     if entry is None:
-                        return self._folder.listed(self._path)
+                        entry = self._folder.listed(self._path)
+                        if entry is None:
+                            raise self._client.broken(answer, self._subject, "it names no size")
+                        self._folder.pin(commit)
+                        return entry
                     data = b""
                     if entry.size:
                         self._check(self._contradiction(answer, 0, min(self._first, entry.size), entry, commit), answer)
@@ -368,9 +372,9 @@ class HubBytes:
         promised = content_length(headers)
         if promised is not None and promised != due:
             return f"{promised} bytes where {due} are due"
-        if first.get("x-repo-commit", commit) != commit:
+        if (first.get("x-repo-commit") or commit) != commit:
             return f"commit {first['x-repo-commit']} where {commit} was asked for"
-        if first.get("x-linked-size", str(entry.size)) != str(entry.size):
+        if (first.get("x-linked-size") or str(entry.size)) != str(entry.size):
             return f"a file of {first['x-linked-size']} bytes where the commit holds one of {entry.size}"
         linked = first.get("x-linked-etag", "").strip('"')
         if entry.sha256 is not None and SHA256.fullmatch(linked) and linked != entry.sha256:

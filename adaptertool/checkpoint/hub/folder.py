@@ -19,7 +19,7 @@ from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.file import HubBytes
 from adaptertool.checkpoint.hub.refusals import RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import repo_cache
-from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_tree
+from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
 from adaptertool.errors import GatedError, NetworkError, NotFoundError, OfflineError, UnauthorizedError, UsageError
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class HubFolder:
             raise UsageError(f"{subfolder!r} is no folder in a repo")
         self.client = HubClient(token)
         self._opened: list[LocalBytes | HubBytes] = []
-        self._tree: dict[str, HubFile] | None = None
-        self._below: dict[str, HubFile] = {}
+        self._tree: dict[str, HubFile | None] | None = None
+        self._below: dict[str, HubFile | None] = {}
         self._lock = threading.RLock()
         self.names_git_hashes = False
         self.known_commit: str | None = None
@@ -201,8 +201,8 @@ class HubFolder:
         self._opened.append(file)
         return file
 
-    def listed(self, path: str) -> HubFile:
-        """What the repo's tree says of a file.
+    def listed(self, path: str) -> HubFile | None:
+        """What the repo's tree says of a file; None where it is named, and no more.
 
         Args:
             path: From the root of the repo.
@@ -211,13 +211,13 @@ class HubFolder:
             NotFoundError: this folder holds no such file.
         """
         name = path.removeprefix(f"{self.subfolder}/") if self.subfolder else path
-        entry = self._below.get(name) or (self._entries() if "/" not in name else self._all_below()).get(name)
-        if entry is None:
+        known = self._below if name in self._below else self._entries() if "/" not in name else self._all_below()
+        if name not in known:
             raise NotFoundError(
                 f"{self.location} holds no {name} at revision {self.named_revision or 'main'}",
                 hint=f"See {shown(self.client.endpoint)}/{self.repo_id}/tree/{self.revision} for what it holds.",
             )
-        return entry
+        return known[name]
 
     @property
     def branch(self) -> str | None:
@@ -293,7 +293,8 @@ class HubFolder:
         found = try_to_load_from_cache(self.repo_id, self.path_in_repo(name), revision=self.revision)
         if isinstance(found, str):
             file = LocalBytes(Path(found))
-            if self._tree is None or name not in self._tree or self._tree[name].size == file.size:
+            entry = (self._tree or {}).get(name)
+            if entry is None or entry.size == file.size:
                 return file
             file.close()
         if not self.client.offline:
@@ -307,24 +308,25 @@ class HubFolder:
             hint="Unset HF_HUB_OFFLINE, or download the repo first.",
         )
 
-    def _entries(self) -> dict[str, HubFile]:
+    def _entries(self) -> dict[str, HubFile | None]:
         with self._lock:
             if self._tree is None:
                 self._tree = self._read_tree(recursive=False)
             return self._tree
 
-    def _all_below(self) -> dict[str, HubFile]:
+    def _all_below(self) -> dict[str, HubFile | None]:
         with self._lock:
             if not self._below:
                 self._below = self._read_tree(recursive=True)
             return self._below
 
-    def _read_tree(self, *, recursive: bool) -> dict[str, HubFile]:
-        return read_tree(
-            self.client,
-            self.repo_id,
-            self.revision,
-            self.subfolder,
-            self.subject(self.subfolder),
-            recursive=recursive,
-        )
+    def _read_tree(self, *, recursive: bool) -> dict[str, HubFile | None]:
+        subject = self.subject(self.subfolder)
+        try:
+            return {**read_tree(self.client, self.repo_id, self.revision, self.subfolder, subject, recursive=recursive)}
+        except NotFoundError:
+            # A mirror may know no trees. What it says of the commit names the files too, without their sizes.
+            names = read_siblings(self.client, self.repo_id, self.revision, self.subfolder, recursive=recursive)
+            if not names:
+                raise
+            return dict.fromkeys(names)

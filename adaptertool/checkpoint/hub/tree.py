@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from adaptertool.checkpoint.hub.addresses import origin
-from adaptertool.errors import NetworkError, UnsupportedError
+from adaptertool.checkpoint.hub.refusals import Subject
+from adaptertool.errors import AdapterToolError, NetworkError, UnsupportedError
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.hub.client import HubClient
-    from adaptertool.checkpoint.hub.refusals import Subject
 
 MAX_PAGES = 50
 """Pages of the tree that are read: the Hub puts 1,000 entries on one."""
@@ -95,6 +95,32 @@ def read_tree(
             hint="Name the adapter's own folder with --subfolder.",
         )
     return tree
+
+
+def read_siblings(client: HubClient, repo_id: str, commit: str, folder: str | None, *, recursive: bool) -> list[str]:
+    """The names of the files in a folder of a repo, as the Hub's description of the commit lists them.
+
+    Args:
+        client: The connection to the Hub.
+        repo_id: The repo.
+        commit: The commit.
+        folder: The folder; None for the root.
+        recursive: Whether files in folders below are listed too.
+
+    Returns:
+        The names; none where the Hub does not tell.
+    """
+    here = f"{folder}/" if folder else ""
+    try:
+        document, _ = client.json(
+            f"{client.endpoint}/api/models/{repo_id}/revision/{commit}", Subject(client.endpoint, repo_id, commit)
+        )
+    except AdapterToolError:
+        return []
+    siblings = document.get("siblings") if isinstance(document, dict) else None
+    paths = [one.get("rfilename") for one in siblings or () if isinstance(one, dict)]
+    names = [path.removeprefix(here) for path in paths if isinstance(path, str) and path.startswith(here)]
+    return [name for name in names if "\0" not in name and (recursive or "/" not in name)]
 
 
 def _file(entry: dict[str, Any]) -> HubFile | None:
