@@ -203,6 +203,11 @@ def _check(selection: Selection) -> None:
                 f"{option} is for a single target, and there are several",
                 hint="Name it in the target: hf://org/name@revision/sub/folder, or ./folder/sub.",
             )
+    output = Path(selection.output) if selection.output else None
+    for target in selection.targets:
+        root = Path(target, selection.subfolder or "")
+        if output is not None and output.exists() and root.is_dir() and output.samefile(root):
+            raise UsageError(f"{output} is where the checkpoints are", hint="Use --in-place to change them there.")
 
 
 class _Report(Generic[R]):

@@ -265,21 +265,23 @@ class RandLoraBasis(FloatBasis):
         if self.name == "dense":
             a = _kaiming(torch.empty((self.rank, 1, self.smaller), dtype=getattr(torch, dtype)), generator)
             yield "randlora_A", _torch_16_bit(a, dtype)
-            b = torch.empty((self.larger, self.bases, self.rank), dtype=getattr(torch, dtype))
+            bits = np.empty((self.larger, self.bases, self.rank), dtype=np.int16)
             for begin in range(0, self.bases, BLOCKS):
-                # PEFT concatenates all blocks at once; a few at a time spare the second copy of the basis.
-                shape = (self.larger, 1, self.rank)
+                # PEFT concatenates all blocks at once; a few at a time spare the second copy of the basis. numpy puts them in
+                # place, since torch would keep a thread for each processor busy with waiting in between.
                 blocks = [
-                    _kaiming(torch.empty(shape, dtype=getattr(torch, dtype)), generator)
+                    _kaiming(torch.empty((self.larger, 1, self.rank), dtype=getattr(torch, dtype)), generator)
                     for _ in range(min(BLOCKS, self.bases - begin))
                 ]
-                torch.cat(blocks, dim=1, out=b[:, begin : begin + BLOCKS])
+                drawn = [block.view(torch.int16).numpy() for block in blocks]
+                np.concatenate(drawn, axis=1, out=bits[:, begin : begin + BLOCKS])
+            b = torch.from_numpy(bits).view(getattr(torch, dtype))
             yield "randlora_B", _torch_16_bit(b, dtype)
             return
-        drawn = {kind: torch.rand(shape, generator=generator) for kind, shape in self.shapes.items()}
+        uniform = {kind: torch.rand(shape, generator=generator) for kind, shape in self.shapes.items()}
         for kind in self.shapes:
             # In place and in pieces: what PEFT does in four tensors of the basis' size.
-            flat = drawn.pop(kind).reshape(-1)
+            flat = uniform.pop(kind).reshape(-1)
             signs = np.empty(flat.numel(), dtype=np.int8)
             for begin in range(0, flat.numel(), CHUNK_WORDS):
                 piece = flat[begin : begin + CHUNK_WORDS]

@@ -217,6 +217,7 @@ def test_what_is_wrong_with_all_is_said_once(runs: Path, run: Run) -> None:
     for arguments in (
         ["slim", "-r", runs],
         ["slim", "-r", runs, "-o", "out", "--in-place"],
+        ["slim", "-r", runs, "-o", f"{runs}/../runs"],
         ["inspect", "-r", runs, "--for-torch", "new"],
         ["check-merge", "-r", runs, "--dtype", "int3"],
         ["inspect", runs / "lora", runs / "checkpoint-500", "--subfolder", "second"],

@@ -111,7 +111,7 @@ def test_without_fused_multiply_add_it_is_what_such_a_torch_draws() -> None:
     assert different >= 4
 
 
-@pytest.mark.parametrize("fixture", sorted(path.name for path in FIXTURES.glob("randlora-*-torch2.*")))
+@pytest.mark.parametrize("fixture", sorted(path.name for path in FIXTURES.glob("randlora-[!w]*-torch2.*")))
 def test_the_old_sampler_is_that_of_the_torch_that_wrote_the_fixtures(fixture: str) -> None:
     stored = safetensors.torch.load_file(FIXTURES / fixture / "adapter_model.safetensors")
     config = json.loads((FIXTURES / fixture / "adapter_config.json").read_text())
