@@ -151,6 +151,14 @@ def test_a_repo_without_an_adapter(hub: HubServer) -> None:
     told(lambda: open_adapter(target), NotFoundError, "no PEFT adapter", "config.json", "model.safetensors")
 
 
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_empty_repo(hub: HubServer, status: int) -> None:
+    hub.add("org/name", {})
+    if status == 404:
+        hub.fail("tree", status=404, headers={"X-Error-Code": "EntryNotFound"})
+    told(lambda: open_adapter(open_target("org/name")), NotFoundError, "org/name is no PEFT adapter")
+
+
 def test_a_repo_without_weights(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": b'{"peft_type": "LORA"}', "x.bin": b""})
     told(lambda: open_adapter(open_target("org/name")), NotFoundError, "no adapter weights", "x.bin")

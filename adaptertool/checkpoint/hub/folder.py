@@ -327,6 +327,6 @@ class HubFolder:
         except NotFoundError:
             # A mirror may know no trees. What it says of the commit names the files too, without their sizes.
             names = read_siblings(self.client, self.repo_id, self.revision, self.subfolder, recursive=recursive)
-            if not names:
+            if names is None or (self.subfolder and not names):
                 raise
             return dict.fromkeys(names)

@@ -97,7 +97,9 @@ def read_tree(
     return tree
 
 
-def read_siblings(client: HubClient, repo_id: str, commit: str, folder: str | None, *, recursive: bool) -> list[str]:
+def read_siblings(
+    client: HubClient, repo_id: str, commit: str, folder: str | None, *, recursive: bool
+) -> list[str] | None:
     """The names of the files in a folder of a repo, as the Hub's description of the commit lists them.
 
     Args:
@@ -108,17 +110,18 @@ def read_siblings(client: HubClient, repo_id: str, commit: str, folder: str | No
         recursive: Whether files in folders below are listed too.
 
     Returns:
-        The names; none where the Hub does not tell.
+        The names; None where the Hub does not tell.
     """
     here = f"{folder}/" if folder else ""
+    url = f"{client.endpoint}/api/models/{repo_id}/revision/{commit}"
     try:
-        document, _ = client.json(
-            f"{client.endpoint}/api/models/{repo_id}/revision/{commit}", Subject(client.endpoint, repo_id, commit)
-        )
+        document, _ = client.json(url, Subject(client.endpoint, repo_id, commit))
     except AdapterToolError:
-        return []
+        return None
     siblings = document.get("siblings") if isinstance(document, dict) else None
-    paths = [one.get("rfilename") for one in siblings or () if isinstance(one, dict)]
+    if not isinstance(siblings, list):
+        return None
+    paths = [one.get("rfilename") for one in siblings if isinstance(one, dict)]
     names = [path.removeprefix(here) for path in paths if isinstance(path, str) and path.startswith(here)]
     return [name for name in names if "\0" not in name and (recursive or "/" not in name)]
 
