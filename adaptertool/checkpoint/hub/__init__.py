@@ -2,6 +2,7 @@
 
 session   what is huggingface_hub's: its connection, its token, its cache
 patience  how often a step is tried, and how long it may take
+addresses what of an address may be followed, and shown
 client    one request: redirects, where the token goes, time limits
 refusals  what a refusal of the Hub means, as an error with a hint
 tree      the files of a repo at one commit, as the Hub lists them

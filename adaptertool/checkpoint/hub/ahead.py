@@ -33,7 +33,9 @@ class ReadAhead:
     Ranges that touch share requests. To be used as a context manager: what is under way ends with it.
     """
 
-    def __init__(self, fetch: Callable[[int, int, threading.Event], bytes], ranges: Iterable[tuple[int, int]]) -> None:
+    def __init__(
+        self, fetch: Callable[[int, int, threading.Event], bytes | bytearray], ranges: Iterable[tuple[int, int]]
+    ) -> None:
         """Make the plan; nothing is fetched yet.
 
         Args:
@@ -42,7 +44,7 @@ class ReadAhead:
         """
         self._fetch = fetch
         self._segments = list(_segments(ranges))
-        self._futures: dict[int, Future[bytes]] = {}
+        self._futures: dict[int, Future[bytes | bytearray]] = {}
         self._at = 0
         self._window = 1
         self._stop = threading.Event()
@@ -93,7 +95,7 @@ class ReadAhead:
                     return index
         return None
 
-    def _ask_for(self, index: int) -> Future[bytes]:
+    def _ask_for(self, index: int) -> Future[bytes | bytearray]:
         for passed in [one for one in self._futures if one < index]:
             self._futures.pop(passed).cancel()
         self._at = index

@@ -146,7 +146,7 @@ class HubBytes:
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[None]:
         """See `Bytes.ahead`; several requests at a time fetch what comes next."""
         before = self._plan
-        with ReadAhead(self._fetch, ranges) as plan:
+        with ReadAhead(self._fetch_ahead, ranges) as plan:
             self._plan = plan
             try:
                 yield
@@ -204,17 +204,21 @@ class HubBytes:
         elif length <= FIRST_SEGMENT:
             yield memoryview(self._fetch(start, length))
         else:
-            with ReadAhead(self._fetch, [(start, length)]) as own:
+            with ReadAhead(self._fetch_ahead, [(start, length)]) as own:
                 yield from own.take(start, length)
 
-    def _fetch(self, start: int, length: int, stop: threading.Event | None = None) -> bytes:
-        """The range in memory; less of it where `stop` is set meanwhile."""
-        data = bytearray()
+    def _fetch(self, start: int, length: int) -> bytes:
+        return b"".join(self._arrivals(start, length, Patience(self._client.timeout)))
+
+    def _fetch_ahead(self, start: int, length: int, stop: threading.Event) -> bytearray:
+        """The range in memory; not all of it where `stop` is set meanwhile."""
+        data, done = bytearray(length), 0
         for chunk in self._arrivals(start, length, Patience(self._client.timeout, stop)):
-            data += chunk
-            if stop is not None and stop.is_set():
+            data[done : done + len(chunk)] = chunk
+            done += len(chunk)
+            if stop.is_set():
                 break
-        return bytes(data)
+        return data
 
     def _look(self) -> HubFile:
         """Read the file's beginning, and take from the answer's headers what the file is."""
