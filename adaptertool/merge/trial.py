@@ -10,6 +10,7 @@ from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.methods import method_of
+from adaptertool.methods.base import EMBEDDINGS, HEADS
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ REMOTE_BIASES = 64
 
 WEIGHT_BYTES = 64 << 20
 """How much of a base's weights on disk is read, to see whether they are finite; of larger ones headers have to do."""
-
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 
 
 class Trial:
@@ -84,7 +83,7 @@ class Trial:
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
         found = [(adapted, layer, self._update()) for adapted, layer in pairs]
-        self._embedding_adapted = any(layer.module.rpartition(".")[2] in _EMBEDDINGS for _, layer in pairs)
+        self._embedding_adapted = any(layer.module.rpartition(".")[2] in EMBEDDINGS for _, layer in pairs)
         going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
         self.base.load_headers(
             name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
@@ -400,7 +399,7 @@ class Trial:
             or (update is not None and len(adapted.tensors) == 1)
         ):
             return None
-        if leaf == "lm_head" or leaf in _EMBEDDINGS:
+        if leaf in EMBEDDINGS + HEADS:
             return (
                 "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "
                 "changes the other as well"
