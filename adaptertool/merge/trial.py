@@ -316,9 +316,11 @@ class Trial:
         return "this method's merge never looks, not even with safe_merge=True, and the merged weights are broken"
 
     def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
-        copy = self._own_copy(adapted)
+        copy, product = self._own_copy(adapted), self._product(adapted)
+        # The factors of a product are looked at where they are multiplied.
+        factors = () if product is None else (product.up, product.down)
         for name, tensor in [*adapted.tensors.items(), *([("base_layer.weight", copy)] if copy is not None else [])]:
-            if update is not None and name == update.tensor:
+            if name in factors or (update is not None and name == update.tensor):
                 continue
             if tensor.nbytes > self._budget:
                 self._unscanned += 1
@@ -352,25 +354,39 @@ class Trial:
 
         product = self._product(adapted)
         self.changes = self.changes or product is None
-        name = f"{layer.stored}.weight"
-        stored = DTYPE_NAMES.get(self.base.tensor(name).dtype) if name in self.base.files else None
+        base_name = f"{layer.stored}.weight"
+        stored = DTYPE_NAMES.get(self.base.tensor(base_name).dtype) if base_name in self.base.files else None
         dtype = self.dtype or (stored if stored in FLOATS else None)
         weight = None
-        if dtype is not None and name in self._weights and stored in FLOATS:
-            info = self.base.tensor(name)
-            weight = rounded(values_of(self._weights[name], info.dtype), dtype).reshape(info.shape)
+        if dtype is not None and base_name in self._weights and stored in FLOATS:
+            info = self.base.tensor(base_name)
+            weight = rounded(values_of(self._weights[base_name], info.dtype), dtype).reshape(info.shape)
             if not np.isfinite(weight).all():
                 reason = f"the base's weight holds NaN or infinity in {dtype}; {self._noticed}"
                 return replace(result, status="blocked", code="ADP204", reason=reason)
         if product is None:
             return result
         up, down = adapted.tensors[product.up], adapted.tensors[product.down]
-        unread = up.nbytes + down.nbytes > self._budget
-        if dtype is None or unread or any(DTYPE_NAMES.get(one.dtype) not in FLOATS for one in (up, down)):
+        if up.nbytes + down.nbytes > self._budget:
             self.changes = True
-            self._unscanned += 2 if unread else 0
+            self._unscanned += 2
             return result
-        left, right = (values_of(self._content(one.name), one.dtype).reshape(one.shape) for one in (up, down))
+        self._budget -= up.nbytes + down.nbytes
+        floats = all(DTYPE_NAMES.get(one.dtype) in FLOATS for one in (up, down))
+        values = {}
+        for name, one in ((product.up, up), (product.down, down)):
+            if floats:
+                values[name] = values_of(self._content(one.name), one.dtype).reshape(one.shape)
+            finite = (
+                np.isfinite(values[name]).all() if floats else first_not_finite(self.adapter.weights, one.name) is None
+            )
+            if not finite:
+                reason = f"the adapter's {name} holds NaN or infinity; {self._noticed}"
+                return replace(result, status="blocked", code="ADP204", reason=reason)
+        if dtype is None or not floats:
+            self.changes = True
+            return result
+        left, right = values[product.up], values[product.down]
         turned = product.transposed or layer.layer_type == "conv1d"
         merge = merge_product(left, right, product.scale, dtype, weight.T if weight is not None and turned else weight)
         self.changes = self.changes or not merge.zero
