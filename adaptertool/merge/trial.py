@@ -402,6 +402,15 @@ class Trial:
             )
         return result
 
+    def _other_end_is_saved(self, leaf: str) -> bool:
+        """Whether the other of the two tied layers is saved whole, and so a tensor of its own since it was trained."""
+        fields = self.adapter.config.fields
+        saved = fields.get("modules_to_save")
+        if not isinstance(saved, list) or fields.get("ensure_weight_tying"):
+            return False
+        others = HEADS if leaf in EMBEDDINGS else EMBEDDINGS
+        return any(isinstance(module, str) and module.rpartition(".")[2] in others for module in saved)
+
     def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
         leaf = layer.module.rpartition(".")[2]
         if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):
@@ -414,6 +423,8 @@ class Trial:
             or not self.tied
             or (update is not None and len(adapted.tensors) == 1)
         ):
+            return None
+        if self._other_end_is_saved(leaf):
             return None
         if leaf in EMBEDDINGS + HEADS:
             return (
