@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adaptertool.operations.check_merge import MergeReport
     from adaptertool.progress import Progress
 
-EXAMPLES = """[bold]Examples[/bold]
+EXAMPLES = """Examples:
 
 adaptertool check-merge ./adapter --base ./base-model
 

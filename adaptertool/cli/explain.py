@@ -9,7 +9,7 @@ import typer
 from adaptertool.cli.completion import codes
 from adaptertool.cli.options import DocumentFormat
 
-EXAMPLES = """[bold]Examples[/bold]
+EXAMPLES = """Examples:
 
 adaptertool explain
 

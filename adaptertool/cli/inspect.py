@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adaptertool.operations.inspect import Inspection
     from adaptertool.progress import Progress
 
-EXAMPLES = """[bold]Examples[/bold]
+EXAMPLES = """Examples:
 
 adaptertool inspect ./adapter
 

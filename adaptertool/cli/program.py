@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,6 +19,9 @@ from adaptertool.cli.interruption import InterruptedWorkError
 from adaptertool.cli.output import print_error
 from adaptertool.cli.parameters import spare_validators
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
+
+NARROW = 60
+"""Columns below which the help is plain text."""
 
 # Any error that the parser raises about its arguments; typer has moved the class between releases, its subclass stays put.
 _PARSER_ERRORS: Any = typer.BadParameter.__mro__[2]
@@ -60,7 +64,7 @@ def _listed(command: Any) -> Callable[[], None]:
 
 
 @cache
-def parser(only: str | None = None, *, listed: bool = False) -> Any:
+def parser(only: str | None = None, *, listed: bool = False, narrow: bool = False) -> Any:
     """The parser of the command line. Typer gives the same one at every call, so that it is prepared once.
 
     Making the parsers of all commands takes longer than reading a header.
@@ -68,14 +72,14 @@ def parser(only: str | None = None, *, listed: bool = False) -> Any:
     Args:
         only: A command, where no other one will be asked for.
         listed: Whether commands will be listed alone, and none of their parameters be asked for.
+        narrow: Whether the help has no room for tables, which would cut words.
     """
     app = typer.Typer(
         name="adaptertool",
         help="Inspect and repair PEFT adapter checkpoints.",
-        no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode=None if narrow else "rich",
     )
     app.callback(
         epilog="Exit codes: 0 fine or done, 1 the answer is no, 2 usage, 3 could not find out; nothing was changed."
@@ -102,11 +106,16 @@ def run(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     form = _format_asked_for(arguments)
+    if not arguments and COMPLETION not in os.environ:
+        arguments = ["--help"]
     named = None
     try:
         named = arguments[0] if arguments and arguments[0] in COMMANDS else None
-        listed = list(arguments) in ([], ["--help"], ["-h"], ["--version"]) and COMPLETION not in os.environ
-        code = parser(named, listed=listed).main(arguments, prog_name="adaptertool", standalone_mode=False)
+        narrow = shutil.get_terminal_size().columns < NARROW
+        listed = list(arguments) in (["--help"], ["-h"], ["--version"]) and COMPLETION not in os.environ
+        code = parser(named, listed=listed, narrow=narrow).main(
+            arguments, prog_name="adaptertool", standalone_mode=False
+        )
         sys.stdout.flush()
     except AdapterToolError as error:
         print_error(error, form)
@@ -114,8 +123,6 @@ def run(arguments: Sequence[str]) -> int:
     except _PARSER_ERRORS as error:
         # Newer releases of typer put before it what their validator calls any error.
         message = error.format_message().replace(": Value error, ", ": ")
-        if type(error).__name__ == "NoArgsIsHelpError":
-            return 0
         hint = f"adaptertool {named} --help" if named else "adaptertool --help"
         print_error(UsageError(message or "no command", hint=hint), form)
         return UsageError.exit_code

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from adaptertool.operations.rewrite import Rewrite
     from adaptertool.progress import Progress
 
-EXAMPLES = """[bold]Examples[/bold]
+EXAMPLES = """Examples:
 
 adaptertool slim ./adapter -o ./adapter-slim
 

@@ -109,14 +109,12 @@ def merge_product(
     `peft/tuners/lora/layer.py`).
 
     Args:
-        up: Of shape (outputs, rank, …).
+        up: Of shape (outputs, rank, …); every value finite, as of `down`.
         down: Of shape (rank, …).
         scale: The factor.
         dtype: The dtype in which the base is loaded, a key of `BIT_TYPES`.
         weight: What it is added to, of shape (outputs, …) and rounded to that dtype; None where it is not known.
     """
-    if not (np.isfinite(up).all() and np.isfinite(down).all()):
-        return ProductMerge(finite=False, room=False, zero=False)
     if not up.any() or not down.any() or scale == 0:
         return ProductMerge(finite=True, room=True, zero=True)
     left, right = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
@@ -125,8 +123,8 @@ def merge_product(
         weight = None
     with np.errstate(over="ignore", invalid="ignore"):
         # Cauchy and Schwarz: no element of the product is larger than the lengths of its row and its column.
-        rows = float(np.sqrt((left.astype(np.float64) ** 2).sum(axis=1).max()))
-        columns = float(np.sqrt((right.astype(np.float64) ** 2).sum(axis=0).max()))
+        rows = float(np.sqrt(np.einsum("ij,ij->i", left, left).max()))
+        columns = float(np.sqrt(np.einsum("ij,ij->j", right, right).max()))
         largest = rows * columns * abs(scale)
         if largest < limit / 2 and (weight is None or largest + float(np.abs(weight).max(initial=0)) < limit):
             return ProductMerge(finite=True, room=True, zero=False)

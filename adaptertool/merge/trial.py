@@ -10,6 +10,7 @@ from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.methods import method_of
+from adaptertool.methods.base import EMBEDDINGS, HEADS
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ REMOTE_BIASES = 64
 
 WEIGHT_BYTES = 64 << 20
 """How much of a base's weights on disk is read, to see whether they are finite; of larger ones headers have to do."""
-
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 
 
 class Trial:
@@ -84,7 +83,7 @@ class Trial:
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
         found = [(adapted, layer, self._update()) for adapted, layer in pairs]
-        self._embedding_adapted = any(layer.module.rpartition(".")[2] in _EMBEDDINGS for _, layer in pairs)
+        self._embedding_adapted = any(layer.module.rpartition(".")[2] in EMBEDDINGS for _, layer in pairs)
         going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
         self.base.load_headers(
             name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
@@ -317,9 +316,11 @@ class Trial:
         return "this method's merge never looks, not even with safe_merge=True, and the merged weights are broken"
 
     def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
-        copy = self._own_copy(adapted)
+        copy, product = self._own_copy(adapted), self._product(adapted)
+        # The factors of a product are looked at where they are multiplied.
+        factors = () if product is None else (product.up, product.down)
         for name, tensor in [*adapted.tensors.items(), *([("base_layer.weight", copy)] if copy is not None else [])]:
-            if update is not None and name == update.tensor:
+            if name in factors or (update is not None and name == update.tensor):
                 continue
             if tensor.nbytes > self._budget:
                 self._unscanned += 1
@@ -353,25 +354,39 @@ class Trial:
 
         product = self._product(adapted)
         self.changes = self.changes or product is None
-        name = f"{layer.stored}.weight"
-        stored = DTYPE_NAMES.get(self.base.tensor(name).dtype) if name in self.base.files else None
+        base_name = f"{layer.stored}.weight"
+        stored = DTYPE_NAMES.get(self.base.tensor(base_name).dtype) if base_name in self.base.files else None
         dtype = self.dtype or (stored if stored in FLOATS else None)
         weight = None
-        if dtype is not None and name in self._weights and stored in FLOATS:
-            info = self.base.tensor(name)
-            weight = rounded(values_of(self._weights[name], info.dtype), dtype).reshape(info.shape)
+        if dtype is not None and base_name in self._weights and stored in FLOATS:
+            info = self.base.tensor(base_name)
+            weight = rounded(values_of(self._weights[base_name], info.dtype), dtype).reshape(info.shape)
             if not np.isfinite(weight).all():
                 reason = f"the base's weight holds NaN or infinity in {dtype}; {self._noticed}"
                 return replace(result, status="blocked", code="ADP204", reason=reason)
         if product is None:
             return result
         up, down = adapted.tensors[product.up], adapted.tensors[product.down]
-        unread = up.nbytes + down.nbytes > self._budget
-        if dtype is None or unread or any(DTYPE_NAMES.get(one.dtype) not in FLOATS for one in (up, down)):
+        if up.nbytes + down.nbytes > self._budget:
             self.changes = True
-            self._unscanned += 2 if unread else 0
+            self._unscanned += 2
             return result
-        left, right = (values_of(self._content(one.name), one.dtype).reshape(one.shape) for one in (up, down))
+        self._budget -= up.nbytes + down.nbytes
+        floats = all(DTYPE_NAMES.get(one.dtype) in FLOATS for one in (up, down))
+        values = {}
+        for name, one in ((product.up, up), (product.down, down)):
+            if floats:
+                values[name] = values_of(self._content(one.name), one.dtype).reshape(one.shape)
+            finite = (
+                np.isfinite(values[name]).all() if floats else first_not_finite(self.adapter.weights, one.name) is None
+            )
+            if not finite:
+                reason = f"the adapter's {name} holds NaN or infinity; {self._noticed}"
+                return replace(result, status="blocked", code="ADP204", reason=reason)
+        if dtype is None or not floats:
+            self.changes = True
+            return result
+        left, right = values[product.up], values[product.down]
         turned = product.transposed or layer.layer_type == "conv1d"
         merge = merge_product(left, right, product.scale, dtype, weight.T if weight is not None and turned else weight)
         self.changes = self.changes or not merge.zero
@@ -387,6 +402,15 @@ class Trial:
             )
         return result
 
+    def _other_end_is_saved(self, leaf: str) -> bool:
+        """Whether the other of the two tied layers is saved whole, and so a tensor of its own since it was trained."""
+        fields = self.adapter.config.fields
+        saved = fields.get("modules_to_save")
+        if not isinstance(saved, list) or fields.get("ensure_weight_tying"):
+            return False
+        others = HEADS if leaf in EMBEDDINGS else EMBEDDINGS
+        return any(isinstance(module, str) and module.rpartition(".")[2] in others for module in saved)
+
     def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
         leaf = layer.module.rpartition(".")[2]
         if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):
@@ -400,7 +424,9 @@ class Trial:
             or (update is not None and len(adapted.tensors) == 1)
         ):
             return None
-        if leaf == "lm_head" or leaf in _EMBEDDINGS:
+        if self._other_end_is_saved(leaf):
+            return None
+        if leaf in EMBEDDINGS + HEADS:
             return (
                 "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "
                 "changes the other as well"

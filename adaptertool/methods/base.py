@@ -212,10 +212,14 @@ class Method(Protocol):
 TRAINED_ROLES: tuple[Role, ...] = ("trainable", "saved-module", "bias")
 """The roles of tensors that hold what was trained."""
 
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings")
+"""What models call their input embedding, by the last part of its path."""
+
+HEADS = ("lm_head", "embed_out", "output_projection")
+"""What they call the output layer that can be one tensor with it."""
+
 _TRAINED_TOKENS = re.compile(r"(.*\.)?trainable_tokens_delta")
-_EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|lm_head|wte|word_embeddings|embed_out|shared|embed_in|tok_embeddings)\.(weight|bias)$"
-)
+_EMBEDDING = re.compile(rf"(^|\.)({'|'.join(EMBEDDINGS + HEADS)})\.(weight|bias)$")
 _FROZEN_BASE = re.compile(r".*\.base_layer\.weight")
 
 

@@ -19,7 +19,7 @@ from adaptertool.checkpoint.serialize import NewTensor
 from adaptertool.findings import Finding
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.resolve import Names, modules_of
-from adaptertool.methods.base import CannotDrawError, copies_of_the_base
+from adaptertool.methods.base import EMBEDDINGS, HEADS, CannotDrawError, copies_of_the_base
 from adaptertool.operations.base_layers import PEFT_PREFIX, base_of
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "adaptertool.base"
 SCHEMA = "adaptertool/base-copies/1"
-
-_HEADS = ("lm_head", "embed_out", "output_projection")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings")
 
 
 @dataclass(frozen=True)
@@ -183,9 +180,9 @@ def _in_base(name: str, base: Base) -> str | None:
     modules = modules_of(base.files)
     code = ModelCode(base.config)
     found = Names(modules, code.wrappers, code.leading).find(module).module
-    if found is None and code.tied and module.rpartition(".")[2] in _HEADS:
+    if found is None and code.tied and module.rpartition(".")[2] in HEADS:
         # A tied head is stored as the embedding that it is.
-        embeddings = [one for one in modules if one.rpartition(".")[2] in _EMBEDDINGS]
+        embeddings = [one for one in modules if one.rpartition(".")[2] in EMBEDDINGS]
         found = embeddings[0] if len(embeddings) == 1 else None
     return f"{found}.{leaf}" if found is not None and f"{found}.{leaf}" in base.files else None
 

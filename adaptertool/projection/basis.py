@@ -130,6 +130,9 @@ each block."""
 FEW = 1 << 20
 """Elements up to which a projection is drawn as a whole, whatever is asked for."""
 
+TORCH_PIECE = 1 << 22
+"""Elements that torch works on at a time: each of its calls wakes a thread for each processor."""
+
 COUNTED = 1 << 20
 """Elements that are counted at a time, many times as many as there are values to count."""
 
@@ -283,12 +286,12 @@ class RandLoraBasis(FloatBasis):
             # In place and in pieces: what PEFT does in four tensors of the basis' size.
             flat = uniform.pop(kind).reshape(-1)
             signs = np.empty(flat.numel(), dtype=np.int8)
-            for begin in range(0, flat.numel(), CHUNK_WORDS):
-                piece = flat[begin : begin + CHUNK_WORDS]
+            for begin in range(0, flat.numel(), TORCH_PIECE):
+                piece = flat[begin : begin + TORCH_PIECE]
                 plus = piece > 1 - 1 / (2 * self._sparsity)
                 minus = piece < 1 / (2 * self._sparsity)
                 torch.sub(plus.float(), minus.float(), out=piece)
-                signs[begin : begin + CHUNK_WORDS] = piece.to(torch.int8).numpy()
+                signs[begin : begin + TORCH_PIECE] = piece.to(torch.int8).numpy()
             table = torch.tensor([0.0, 1.0, -1.0]) / flat.std()
             yield kind, Tabulated(signs, table.numpy())
 

@@ -108,6 +108,15 @@ def test_such_a_console_as_a_process_has_it(encoding: str, arguments: list[objec
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("width", ["40", "80"])
+@pytest.mark.parametrize("command", ["inspect", "slim", "restore", "check-merge", "explain"])
+def test_help_is_cut_in_no_width(command: str, width: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    shown = run(command, "--help").out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert "Examples:" in shown
+
+
 TERMINAL = """
 import os, pty, sys
 pid, terminal = pty.fork()

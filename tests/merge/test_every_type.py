@@ -141,6 +141,10 @@ VARIANTS = [
     *(Variant({"target_modules": ["lm_head"]}, family, True, does="wrong") for family in ALL_FAMILIES),
     *(Variant(embedding(one) | {"ensure_weight_tying": True}, one, True, does="wrong") for one in ALL_FAMILIES),
     Variant({"target_modules": ["lm_head"]}),
+    *(
+        Variant({"target_modules": [one], "modules_to_save": [other]}, "qwen2", True)
+        for one, other in (("lm_head", "embed_tokens"), ("embed_tokens", "lm_head"))
+    ),
     Variant({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}}),
     Variant({"target_modules": [], "target_parameters": ["q_proj.weight"]}),
     Variant({"target_modules": [], "target_parameters": ["c_attn.weight"]}, "gpt2"),

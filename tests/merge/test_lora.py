@@ -229,6 +229,24 @@ def test_a_base_bias_that_is_not_finite(dtype: str, tmp_path: Path, beft_of: Cal
     assert [layer.code for layer in report.layers] == [None, "ADP204"]
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_factors_of_any_stored_dtype(stored: torch.dtype, value: float, tmp_path: Path) -> None:
+    recipe = RECIPES["llama"]
+    base = save_base(recipe, tmp_path / "base")
+    adapter = save_adapter(recipe, base, tmp_path / "adapter", lora_alpha=4)
+
+    def narrow(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name.endswith("1.self_attn.v_proj.lora_B.weight"):
+            tensor[0, 1] = value
+        return tensor.to(stored)
+
+    rewritten(adapter, narrow)
+    report = check_merge(adapter, base)
+    as_peft_does(report, recipe, base, adapter)
+    assert report.verdict == ("mergeable" if value == 1.0 else "not-mergeable")
+
+
 def test_a_lora_that_changes_nothing_says_so(tmp_path: Path) -> None:
     recipe = RECIPES["llama"]
     base = save_base(recipe, tmp_path / "base")
