@@ -58,7 +58,7 @@ SPAN = 1 << 20
 REMOTE_SPAN = 8 << 20
 """The same for a tensor that is read over a network, where each range is a request."""
 
-THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Threads that compare: reading and comparing go on outside of Python's lock, and memory is faster than one of them."""
 
 
