@@ -30,6 +30,10 @@ class Folder(Protocol):
         """The commit that every read is pinned to; None on disk."""
 
     @property
+    def partial(self) -> bool:
+        """Whether there may be more files than `files` and `walk` list: a repo of which the cache alone is asked."""
+
+    @property
     def requests(self) -> int | None:
         """HTTP requests so far; None on disk."""
 
@@ -62,6 +66,7 @@ class LocalFolder:
 
     kind: Literal["local", "hub"] = "local"
     revision: str | None = None
+    partial: bool = False
     requests: int | None = None
 
     def __init__(self, path: Path) -> None:

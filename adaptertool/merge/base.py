@@ -144,10 +144,7 @@ class Base:
         try:
             file = self.folder.open(name, ahead=self._header_bytes.get(name))
         except NotFoundError as error:
-            raise NotFoundError(
-                f"{self.folder.location} is incomplete: {name}, which its index names, is missing",
-                hint="Finish the download of the base model.",
-            ) from error
+            raise _incomplete(self.folder, name) from error
         return file, read_header(file)
 
 
@@ -157,7 +154,7 @@ def open_base(target: Target) -> Base:
     For a sharded model that is the index alone; the headers are read when a dtype, shape or byte range is asked for.
 
     Raises:
-        NotFoundError: there is no `config.json`, or there are no weights.
+        NotFoundError: there is no `config.json`, there are no weights, or a shard is missing.
         UnsupportedError: the weights are pickles.
         CorruptError: the config, the index or the header breaks its format.
     """
@@ -168,7 +165,9 @@ def open_base(target: Target) -> Base:
     config = _read_json(folder, CONFIG)
     weights = target.weights or next((name for name in (SINGLE, INDEX) if name in names), None)
     if weights == INDEX:
-        return Base(folder, config, _weight_map(folder))
+        files = _weight_map(folder)
+        _check_shards(folder, names, files.values())
+        return Base(folder, config, files)
     if weights is None or not weights.endswith(".safetensors"):
         if weights is not None or any(name in names for name in PICKLES):
             raise UnsupportedError(
@@ -207,6 +206,23 @@ def _weight_map(folder: Folder) -> dict[str, str]:
         if not _is_text(tensor):
             raise CorruptError(f"{name} names a tensor in no valid Unicode", hint="Download the base model again.")
     return table
+
+
+def _check_shards(folder: Folder, present: Iterable[str], named: Iterable[str]) -> None:
+    """Refuse a base that lacks a shard, needed here or not: transformers loads no model from it, so nothing is merged.
+
+    In offline mode the cache may hold the index without the shards; then only those that are read must be there.
+    """
+    missing = sorted({*named} - {*present})
+    if missing and not folder.partial:
+        raise _incomplete(folder, missing[0])
+
+
+def _incomplete(folder: Folder, shard: str) -> NotFoundError:
+    return NotFoundError(
+        f"{folder.location} is incomplete: {shard}, which its index names, is missing",
+        hint="Finish the download of the base model.",
+    )
 
 
 def _is_file_name(text: str) -> bool:

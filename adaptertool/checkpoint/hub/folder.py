@@ -109,6 +109,11 @@ class HubFolder:
             return self.known_commit
 
     @property
+    def partial(self) -> bool:
+        """In offline mode, where the cache may hold some of the repo's files."""
+        return self.client.offline
+
+    @property
     def requests(self) -> int:
         """HTTP requests so far, redirects and retries included."""
         return self.client.requests
