@@ -63,8 +63,9 @@ def attached_layers(
     ignored: list[str] = []
     left_out = 0
     unmade = rule.unmade(fields)
+    today = _NamesToday(layers)
     for layer in adapted:
-        if targets.match(layer.module) is False:
+        if all(targets.match(name) is False for name in today.of(layer.module)):
             ignored += [tensor.name for tensor in layer.tensors.values()]
             left_out += 1
             continue
@@ -72,11 +73,11 @@ def attached_layers(
         ignored += [tensor.name for name, tensor in layer.tensors.items() if name in unmade]
         kept.append(replace(layer, tensors=loaded))
     if tree is not None:
-        held = {layer.module for layer in kept}
+        held = {name for layer in kept for name in (layer.module, *today.of(layer.module))}
         fresh = [path for path, layer in tree.items() if path not in held and targets.match(path, layer)]
         open_ones: list[str] = []
     else:
-        fresh, open_ones = _targeted(kept, adapted, targets, layers)
+        fresh, open_ones = _targeted(kept, adapted, targets, layers, today)
     everything = [*kept, *(AdaptedLayer(module, {}) for module in fresh)]
     everything.sort(key=lambda layer: natural_order(layer.module))
     lacking = {
@@ -89,7 +90,11 @@ def attached_layers(
 
 
 def _targeted(
-    kept: Sequence[AdaptedLayer], adapted: Sequence[AdaptedLayer], targets: Targets, layers: BaseLayers
+    kept: Sequence[AdaptedLayer],
+    adapted: Sequence[AdaptedLayer],
+    targets: Targets,
+    layers: BaseLayers,
+    today: _NamesToday,
 ) -> tuple[list[str], list[str]]:
     """Live modules that the config targets and the file lacks: those that are certainly there, and those that may be.
 
@@ -97,12 +102,13 @@ def _targeted(
     which class it was. In a stack that it holds a layer of, all layers of the base's file are in the model. Of a stack that it
     holds nothing of, nobody knows: the class may lack it.
     """
-    held = {layer.module for layer in kept}
+    held = {name for layer in kept for name in (layer.module, *today.of(layer.module))}
     stacks: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for layer in adapted:
         stored = layers.stored(layer.module)
         if stored is not None:
-            stacks.setdefault(split_path(stored)[0], set()).add(split_path(layer.module)[0])
+            heads = {split_path(name)[0] for name in today.of(layer.module)}
+            stacks.setdefault(split_path(stored)[0], set()).update(heads)
     fresh: list[str] = []
     open_ones: list[str] = []
     others = _LiveNames(layers)
@@ -116,15 +122,18 @@ def _targeted(
         here = [live for live in names if split_path(live)[0] in live_heads]
         if live_heads and not here:
             here = [".".join((*live_head, *tail)) for live_head in live_heads]
+        if any(live in held for live in here or names):
+            continue
         for live in here or names:
-            if live in held or layers.is_beyond(live) or ".experts." in f".{live}.":
+            if layers.is_beyond(live) or ".experts." in f".{live}.":
                 continue
             code = layers.code.layer(live)
             if not targets.match(live, code):
                 continue
             if here and (code is not None or not layers.code.known):
                 fresh.append(live)
-            elif here or numbered or _alone(live, kept, targets):
+                break
+            if here or numbered or _alone(live, kept, targets):
                 open_ones.append(live)
                 break
     return fresh, open_ones
@@ -137,6 +146,32 @@ def _alone(module: str, kept: Iterable[AdaptedLayer], targets: Targets) -> bool:
     """
     target = targets.target_of(module)
     return target is not None and all(targets.target_of(layer.module) != target for layer in kept)
+
+
+class _NamesToday:
+    """What the model's code calls the layers of an adapter that was saved under an older version of it.
+
+    PEFT renames the tensors of such an adapter at loading, and leaves its config's patterns as they are: a pattern for the
+    older names then targets nothing.
+    """
+
+    def __init__(self, layers: BaseLayers) -> None:
+        self._patterns = frozenset(layers.code.patterns())
+        self._names = Names(self._patterns, layers.code.wrappers, layers.code.leading)
+
+    def of(self, module: str) -> tuple[str, ...]:
+        """Module paths; the one that was asked for where it is one of today's, or nothing is known of it."""
+        pattern = _NUMBER.sub("#", module)
+        if pattern in self._patterns or not self._patterns:
+            return (module,)
+        found = self._names.find(pattern)
+        others = (found.module,) if found.module is not None else found.candidates
+        numbers = _NUMBER.findall(module)
+        names = []
+        for other in others:
+            rest = iter(numbers)
+            names.append(".".join(next(rest, "#") if part == "#" else part for part in other.split(".")))
+        return tuple(names) or (module,)
 
 
 class _LiveNames:

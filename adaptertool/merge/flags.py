@@ -123,7 +123,9 @@ class ModelCode:
                 yield pattern
         for code, paths in parts:
             for path in paths:
-                yield from (f"{path}.{pattern}" for pattern in code.patterns())
+                # A part is the bare model, never one of the classes that hold it and put a head on it.
+                bare = (pattern for pattern in code.patterns() if pattern.partition(".")[0] not in code.wrappers)
+                yield from (f"{path}.{pattern}" for pattern in bare)
 
     def layer_count(self, module: str) -> int | None:
         """How many layers the stack has that a module is in; None where the config does not say.

@@ -199,7 +199,7 @@ def check_merge(
         checked,
         (
             *_findings(attached.layers, results, rule),
-            *_loading_findings(attached, checked, targets, layers, live),
+            *_loading_findings(adapted, attached, checked, targets, layers, live),
             *_saved_modules(opened, rule),
         ),
         ways_out(layers, missing) if missing else (),
@@ -231,7 +231,12 @@ def _with_open_questions(
 
 
 def _loading_findings(
-    attached: Attached, checked: Sequence[LayerResult], targets: Targets, layers: BaseLayers, live: LiveModel | None
+    adapted: Sequence[AdaptedLayer],
+    attached: Attached,
+    checked: Sequence[LayerResult],
+    targets: Targets,
+    layers: BaseLayers,
+    live: LiveModel | None,
 ) -> tuple[Finding, ...]:
     """What the config makes of the file: tensors that have no place, layers that have no tensors, nothing to attach to."""
     findings = []
@@ -253,7 +258,10 @@ def _loading_findings(
         findings.append(Finding("ADP211", message, count=len(fresh)))
     if not checked and targets.known:
         tree = live.layers if live is not None else layers.code.patterns() if layers.code.known else None
-        if tree is not None and not any(targets.match(path.replace("#", "0")) for path in (*tree, *layers.modules)):
+        numbers = {"0", *(part for layer in adapted for part in layer.module.split(".") if part.isdecimal())}
+        if tree is not None and not any(
+            targets.match(path.replace("#", number)) for path in tree for number in numbers
+        ):
             message = (
                 "The base has no layer that the adapter's config targets; PEFT raises ValueError: Target modules not found in "
                 "the base model"

@@ -114,6 +114,31 @@ def test_a_field_that_the_method_does_not_have_changes_nothing(
     as_peft_does(report, "qwen2-output", base_of("qwen2-output"), adapter)
 
 
+@pytest.mark.parametrize(
+    ("targets", "merges"),
+    [
+        (["v_proj"], True),
+        (r".*language_model.*v_proj", True),
+        (r"language_model\.model\.layers\.\d+\.self_attn\.v_proj", False),
+    ],
+    ids=str,
+)
+def test_patterns_for_names_that_older_transformers_gave(
+    targets: object, merges: bool, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    def older(name: str) -> str | None:
+        old = name.replace("model.model.language_model.layers", "model.language_model.model.layers")
+        return old.replace("model.model.vision_tower.encoder", "model.vision_tower.vision_model.encoder")
+
+    adapter = changed(beft_of("llava-qwen2"), tmp_path / "adapter", older, target_modules=targets)
+    report = check_merge(adapter, base_of("llava-qwen2"), threshold=1.0)
+    assert report.verdict == ("mergeable" if merges else "not-mergeable")
+    if merges:
+        assert whole_merge_fails(RECIPES["llava-qwen2"], base_of("llava-qwen2"), adapter) is None
+    else:
+        assert "Target modules" in load_failure(RECIPES["llava-qwen2"], base_of("llava-qwen2"), adapter)
+
+
 @pytest.mark.parametrize("layers", [1, [1], [0], [0, 1]])
 def test_layers_to_transform(
     layers: object, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
