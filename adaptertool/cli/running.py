@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -139,17 +139,18 @@ def _one(job: Job[R], selection: Selection, form: str) -> int:
 
 
 def _hint_of_nested(target: str, selection: Selection) -> str | None:
-    """What to do where a folder that is no checkpoint holds some."""
-    from adaptertool.checkpoint.discover import discover
+    """What to do where a folder that is no checkpoint holds some; only two levels are looked at, for a folder may be large."""
+    from adaptertool.checkpoint.config import CONFIG_NAME
 
     folder = Path(target, selection.subfolder or "")
     if not folder.is_dir():
         return None
-    below = [found.target for found in islice(discover([folder], recursive=True), LOOKED_AT) if found.problem is None]
-    if not below or below == [str(folder)]:
+    configs = chain(folder.glob(f"*/{CONFIG_NAME}"), folder.glob(f"*/*/{CONFIG_NAME}"))
+    below = {os.path.realpath(config.parent): config.parent for config in islice(configs, LOOKED_AT)}
+    if not below:
         return None
     count = plural(len(below), "checkpoint") if len(below) < LOOKED_AT else "many checkpoints"
-    return f"It holds {count} in folders below, such as {below[0]}: add -r to look at all of them."
+    return f"It holds {count} in folders below, such as {min(below.values())}: add -r to look at all of them."
 
 
 def _many(job: Job[R], selection: Selection, form: str) -> int:
@@ -256,6 +257,7 @@ class _Report(Generic[R]):
         """
         from adaptertool.report.many import many_head, many_tail
 
+        code = self._code if self.interrupted is None else self.interrupted.exit_code
         kept = [one for _, one in sorted(self._kept, key=lambda pair: pair[0])]
         lines = [one for _, one in sorted(self._lines, key=lambda pair: pair[0])]
         if self._form == "text":
@@ -267,14 +269,14 @@ class _Report(Generic[R]):
                 json.dumps(part, indent=2)
                 for part in (
                     many_head(self._job.name),
-                    many_tail(lines, self._code, interrupted=self.interrupted is not None),
+                    many_tail(lines, code, interrupted=self.interrupted is not None),
                 )
             )
             results = ",\n    ".join(text for text in kept if isinstance(text, str))
             sys.stdout.write(f'{head[:-2]},\n  "results": [\n    {results}\n  ],{tail[1:]}\n')
         elif self._form in PIPELINE_FORMATS:
-            print_pipeline([one for one in kept if not isinstance(one, str)], self._form, self._code)
-        return self._code
+            print_pipeline([one for one in kept if not isinstance(one, str)], self._form, code)
+        return code
 
 
 def _for_pipelines(result: AnyResult, code: int) -> PipelineResult:
