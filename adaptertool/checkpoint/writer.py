@@ -126,18 +126,18 @@ def check_in_place(adapter: Adapter) -> Path:
     return folder.path
 
 
-def clear_place(adapter: Adapter, output: Path | None) -> None:
+def clear_place(source: Folder, output: Path | None) -> None:
     """Remove what killed runs of this program left where something is about to be written; see `staging.clear`.
 
     Args:
-        adapter: The source.
+        source: The folder of the checkpoint.
         output: The folder that is to be written; None where the source itself is to be changed.
     """
     if output is not None:
         clear(output.parent)
         clear(output)
-    elif isinstance(adapter.folder, LocalFolder):
-        clear(adapter.folder.path)
+    elif isinstance(source, LocalFolder):
+        clear(source.path)
 
 
 def replace_in_place(adapter: Adapter, change: Change, progress: Progressed = lambda _: None) -> None:

@@ -79,9 +79,11 @@ def restore(
     """
     if for_torch is not None:
         parse_version(for_torch)
-    adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
+    place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
-    destination.clear(adapter)
+    # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
+    destination.clear(place.folder)
+    adapter = open_adapter(place)
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = method_of(adapter.config).projections

@@ -22,6 +22,7 @@ from adaptertool.operations.result import Result
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.folder import Folder
     from adaptertool.findings import Finding
     from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.operations.projections import ProjectionReport
@@ -133,10 +134,10 @@ class Destination:
                 hint="Use -o DIR or --in-place.",
             )
 
-    def clear(self, adapter: Adapter) -> None:
+    def clear(self, source: Folder) -> None:
         """Remove what killed runs left where something is about to be written."""
         if not self.dry_run and (self.output is not None or self.in_place):
-            clear_place(adapter, self.output)
+            clear_place(source, self.output)
 
     def carry_out(
         self,

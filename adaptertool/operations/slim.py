@@ -84,9 +84,11 @@ def slim(
     """
     if for_torch is not None:
         parse_version(for_torch)
-    adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))
+    place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
-    destination.clear(adapter)
+    # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
+    destination.clear(place.folder)
+    adapter = open_adapter(place)
     rule = rule_for(adapter, method_of(adapter.config))
     earlier = list(_earlier(adapter, destination)) if in_tree and not force else []
     copies = compare(adapter, base, token, progress) if earlier and base is not None else None
