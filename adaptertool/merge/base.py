@@ -49,14 +49,25 @@ class Base:
         folder: Where it is.
         config: Its `config.json`.
         files: The weights file that each tensor stands in, by the tensor's name as stored.
+        missing: Shards that the index names and that are not there.
     """
 
     def __init__(self, folder: Folder, config: Mapping[str, Any], files: Mapping[str, str]) -> None:
         self.folder = folder
         self.config = config
         self.files = files
+        self.missing: tuple[str, ...] = ()
         self._headers: dict[str, tuple[Bytes, Header]] = {}
         self._header_bytes: dict[str, int] = {}
+
+    def check_complete(self) -> None:
+        """Refuse a base that lacks a shard, read or not: transformers loads no model from it.
+
+        Raises:
+            NotFoundError: it does.
+        """
+        if self.missing:
+            raise _incomplete(self.folder, self.missing[0])
 
     def load_headers(self, names: Iterable[str]) -> None:
         """Read the headers of the files that hold these tensors, in parallel; a header is read once.
@@ -154,7 +165,7 @@ def open_base(target: Target) -> Base:
     For a sharded model that is the index alone; the headers are read when a dtype, shape or byte range is asked for.
 
     Raises:
-        NotFoundError: there is no `config.json`, there are no weights, or a shard is missing.
+        NotFoundError: there is no `config.json`, or there are no weights.
         UnsupportedError: the weights are pickles.
         CorruptError: the config, the index or the header breaks its format.
     """
@@ -165,9 +176,10 @@ def open_base(target: Target) -> Base:
     config = _read_json(folder, CONFIG)
     weights = target.weights or next((name for name in (SINGLE, INDEX) if name in names), None)
     if weights == INDEX:
-        files = _weight_map(folder)
-        _check_shards(folder, names, files.values())
-        return Base(folder, config, files)
+        base = Base(folder, config, _weight_map(folder))
+        # In offline mode the cache may hold the index without the shards.
+        base.missing = () if folder.partial else tuple(sorted({*base.files.values()} - {*names}))
+        return base
     if weights is None or not weights.endswith(".safetensors"):
         if weights is not None or any(name in names for name in PICKLES):
             raise UnsupportedError(
@@ -206,16 +218,6 @@ def _weight_map(folder: Folder) -> dict[str, str]:
         if not _is_text(tensor):
             raise CorruptError(f"{name} names a tensor in no valid Unicode", hint="Download the base model again.")
     return table
-
-
-def _check_shards(folder: Folder, present: Iterable[str], named: Iterable[str]) -> None:
-    """Refuse a base that lacks a shard, needed here or not: transformers loads no model from it, so nothing is merged.
-
-    In offline mode the cache may hold the index without the shards; then only those that are read must be there.
-    """
-    missing = sorted({*named} - {*present})
-    if missing and not folder.partial:
-        raise _incomplete(folder, missing[0])
 
 
 def _incomplete(folder: Folder, shard: str) -> NotFoundError:

@@ -182,7 +182,7 @@ def check_merge(
     missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
     checked = _with_open_questions(opened, rule, attached, results)
     folder = base_model.folder
-    return MergeReport(
+    report = MergeReport(
         describe_target(opened),
         describe_adapter(opened),
         BaseReport(
@@ -206,6 +206,9 @@ def check_merge(
         _note(checked, trial),
         tuple(trial.not_examined),
     )
+    if report.verdict != "not-mergeable":
+        base_model.check_complete()
+    return report
 
 
 def _with_open_questions(

@@ -359,7 +359,7 @@ class TestBasesThatCannotBeRead:
 
     @pytest.mark.parametrize("tensor", ["model.layers.1.self_attn.v_proj.bias", "model.layers.0.mlp.down_proj.weight"])
     def test_a_shard_is_missing(self, tensor: str, tmp_path: Path, beft_of: Callable[[str], Path]) -> None:
-        """Whether it is one that the answer needs or not: transformers loads nothing then."""
+        """Whether it is one that is read or not: transformers loads nothing then."""
         base = save_base(RECIPES["qwen2"], tmp_path / "base", max_shard_size="5KB")
         assert check_merge(beft_of("qwen2"), base).verdict == "mergeable"
         index = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
