@@ -90,8 +90,16 @@ class Targets:
             return False
         if any(self._matches(rf"(^|.*\.){name}($|\..*)", module) for name in self._saved):
             return False
-        if any(_ends(module, path.rpartition(".")[0]) for path in self.parameters):
-            return True
+        named = self._is_module_targeted(module, layer)
+        return named if named or not self.parameters else self._holds_targeted_parameter(module, layer)
+
+    def target_of(self, module: str) -> str | None:
+        """The entry of a list of targets that a module path ends with; None where no entry does or there is no list."""
+        if self.modules is None or isinstance(self.modules, str):
+            return None
+        return next((target for target in self.modules if _ends(module, target)), None)
+
+    def _is_module_targeted(self, module: str, layer: CodeLayer | None) -> bool | None:
         if self.modules is None:
             return False if self.parameters else None
         if isinstance(self.modules, str):
@@ -102,11 +110,20 @@ class Targets:
             return True
         return any(module.endswith(f".{target}") for target in self.modules) and self._is_among_layers(module)
 
-    def target_of(self, module: str) -> str | None:
-        """The entry of a list of targets that a module path ends with; None where no entry does or there is no list."""
-        if self.modules is None or isinstance(self.modules, str):
-            return None
-        return next((target for target in self.modules if _ends(module, target)), None)
+    def _holds_targeted_parameter(self, module: str, layer: CodeLayer | None) -> bool | None:
+        """Whether a parameter right in the module is one of `target_parameters`.
+
+        An entry is the end of a parameter's path (`BaseTuner._inject_parameters`). Of one without a module in it, such as
+        Mixtral's `gate_up_proj`, the path alone does not tell who holds it; fused experts do, other layers have but a weight
+        and a bias.
+        """
+        if any(_ends(module, path.rpartition(".")[0]) for path in self.parameters if "." in path):
+            return True
+        if all("." in path or path in ("weight", "bias") for path in self.parameters):
+            return any(path in ("weight", "bias") for path in self.parameters)
+        if layer is not None and layer.kind != "unknown":
+            return layer.kind == "experts"
+        return True if module.rpartition(".")[2] == "experts" else None
 
     def _is_excluded(self, module: str) -> bool:
         if isinstance(self._excluded, str):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from safetensors.torch import load_file, save_file
 
@@ -302,3 +303,33 @@ def test_targets_are_matched_as_peft_matches_them(module: str, fields: dict[str,
     theirs = check_target_module_exists(config, module)
     ours = Targets(AdapterConfig("", {"peft_type": "LORA", **fields}, "config"), None).match(module)
     assert ours is (bool(theirs) and not isinstance(theirs, _ExcludedModule))
+
+
+@pytest.mark.parametrize("parameters", [["gate_up_proj"], ["gate_up_proj", "down_proj"], ["experts.down_proj"]])
+def test_experts_by_the_names_of_their_parameters(parameters: list[str], tmp_path: Path) -> None:
+    """PEFT saves bare names where `target_modules` named what transformers 5 has fused: `w1` of Mixtral, for instance."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "moe_intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).save_pretrained(tmp_path / "base")
+    config = LoraConfig(
+        target_modules=["q_proj"], target_parameters=parameters, r=2, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(Qwen3MoeForCausalLM.from_pretrained(tmp_path / "base"), config)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    report = check_merge(tmp_path / "adapter", tmp_path / "base")
+    assert report.verdict == "mergeable"
+    assert "model.layers.0.mlp.experts" in {layer.module for layer in report.layers}
+    assert [finding.code for finding in report.findings] == []
+    model.merge_and_unload(safe_merge=True)
