@@ -140,7 +140,7 @@ class BaseLayers:
         layer = replace(layer, has_bias=has_bias, status="ok")
         if found.module is not None and (any_kind or code is not None or not self.code.known):
             return layer
-        if code is not None and (code.kind == "experts" or self._is_tied_head(module)):
+        if code is not None and (code.kind == "experts" or self.code.tied_with(module)):
             # Fused experts stand in the file one by one or under other names; a tied head is stored as the embedding.
             return layer
         return self._unresolved(layer, found)
@@ -340,14 +340,6 @@ class BaseLayers:
         head, tail = parts[: numbers[0]], parts[numbers[0] + 1 :]
         siblings = (".".join([*head, str(number), *tail]) for number in range(int(parts[numbers[0]])))
         return any(self._names.find(sibling).module for sibling in siblings)
-
-    def _is_tied_head(self, module: str) -> bool:
-        return bool(self.code.tied) and module.rpartition(".")[2] in (
-            "lm_head",
-            "embed_out",
-            "decoder",
-            "output_projection",
-        )
 
 
 _PARAMETRISED = frozenset(("original0", "original1", "original", "weight_g", "weight_v", "weight_orig", "weight_u"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.merge.resolve import Names
+from adaptertool.methods.base import EMBEDDINGS, HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,6 +56,7 @@ class _Entry:
     names: Names
     prefixes: tuple[str, ...]
     tied: bool
+    ties: tuple[str, ...]
     counts: Mapping[str, str]
     moved: Mapping[str, str]
 
@@ -98,6 +100,25 @@ class ModelCode:
             if isinstance(part.get("tie_word_embeddings"), bool):
                 return bool(part["tie_word_embeddings"])
         return self._entry.tied if self._entry else None
+
+    def tied_with(self, module: str) -> tuple[str, ...]:
+        """The other layers that share one weight with this one where the config ties embeddings, as patterns.
+
+        Which ones the model's classes tie is in the table; where the code is not known, the usual names tell.
+
+        Args:
+            module: Its path in the live model.
+        """
+        if not self.tied:
+            return ()
+        if self._entry is None:
+            leaf = module.rpartition(".")[2]
+            return HEADS if leaf in EMBEDDINGS else EMBEDDINGS if leaf in HEADS else ()
+        pattern = _NUMBER.sub("#", module)
+        if pattern in self._entry.ties:
+            return tuple(other for other in self._entry.ties if other != pattern)
+        inner = self._other_part(module)
+        return inner[0].tied_with(inner[1]) if inner is not None else ()
 
     def layer(self, module: str) -> CodeLayer | None:
         """The layer at a module path of the live model; None where the table has none, or several that differ."""
@@ -247,6 +268,7 @@ def _entry(model_type: str) -> _Entry | None:
         Names(rules, entry["prefixes"]),
         tuple(entry["prefixes"]),
         entry["tied"],
+        tuple(entry["ties"]),
         entry["counts"],
         entry["moved"],
     )

@@ -10,11 +10,11 @@ from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.methods import method_of
-from adaptertool.methods.base import EMBEDDINGS, HEADS
+from adaptertool.methods.base import EMBEDDINGS
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
@@ -42,7 +42,7 @@ class Trial:
         rule: What the adapter's method needs.
         dtype: The dtype in which the base is loaded; None for that of each stored bias.
         threshold: The `rounding_loss` above which a layer is lossy.
-        tied: Whether input and output embeddings are one tensor.
+        tied_with: The other layers that share one weight with a layer, as patterns of module paths.
         all_biases: Whether all biases of the base are read over a network, however many.
 
     Attributes:
@@ -59,7 +59,7 @@ class Trial:
         dtype: str | None,
         threshold: float,
         *,
-        tied: bool,
+        tied_with: Callable[[str], tuple[str, ...]],
         all_biases: bool = False,
     ) -> None:
         self.adapter = adapter
@@ -67,7 +67,7 @@ class Trial:
         self.rule = rule
         self.dtype = dtype
         self.threshold = threshold
-        self.tied = tied
+        self.tied_with = tied_with
         self.all_biases = all_biases
         self.dtypes: set[str] = set()
         self.changes = False
@@ -402,36 +402,33 @@ class Trial:
             )
         return result
 
-    def _other_end_is_saved(self, leaf: str) -> bool:
+    def _other_end_is_saved(self, others: tuple[str, ...]) -> bool:
         """Whether the other of the two tied layers is saved whole, and so a tensor of its own since it was trained."""
         fields = self.adapter.config.fields
         saved = fields.get("modules_to_save")
         if not isinstance(saved, list) or fields.get("ensure_weight_tying"):
             return False
-        others = HEADS if leaf in EMBEDDINGS else EMBEDDINGS
-        return any(isinstance(module, str) and module.rpartition(".")[2] in others for module in saved)
+        ends = {other.rpartition(".")[2] for other in others}
+        return any(isinstance(module, str) and module.rpartition(".")[2] in ends for module in saved)
 
     def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
-        leaf = layer.module.rpartition(".")[2]
         if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):
             return (
                 "the base multiplies its embeddings by a factor, which this method leaves out of its update as long as it is "
                 "not merged"
             )
+        others = self.tied_with(layer.module)
         if (
-            (self.rule.tied and self._embedding_adapted)
-            or not self.tied
+            not others
+            or (self.rule.tied and self._embedding_adapted)
             or (update is not None and len(adapted.tensors) == 1)
+            or self._other_end_is_saved(others)
         ):
             return None
-        if self._other_end_is_saved(leaf):
-            return None
-        if leaf in EMBEDDINGS + HEADS:
-            return (
-                "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "
-                "changes the other as well"
-            )
-        return None
+        return (
+            "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "
+            "changes the other as well"
+        )
 
     def _try_bias(
         self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate, stored: bytes | None, result: LayerResult

@@ -175,7 +175,7 @@ def check_merge(
         rule,
         dtype or load_dtype(base_model.config),
         threshold,
-        tied=bool(code.tied),
+        tied_with=code.tied_with,
         all_biases=all_biases,
     )
     results = trial.run(pairs)

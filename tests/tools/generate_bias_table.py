@@ -190,6 +190,18 @@ def moved_names(model: PreTrainedModel, prefixes: Iterable[str]) -> dict[str, st
     return moved
 
 
+def tied_layers(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
+    """The layers whose weights a class ties where its config ties embeddings, as patterns."""
+    tying = copy.deepcopy(config)
+    for _, part in sub_configs(tying):
+        if part is tying or hasattr(part, "tie_word_embeddings"):
+            part.tie_word_embeddings = True
+    model = _small(model_class, tying)
+    layers = layers_of(model)
+    names = (name for pair in model.all_tied_weights_keys.items() for name in pair)
+    return {pattern_of(name.rpartition(".")[0]) for name in names} & {pattern_of(path) for path in layers}
+
+
 def entry_of(model_type: str) -> dict[str, Any] | None:
     """What the table says about one model type; None where no class of it can be built."""
     try:
@@ -202,6 +214,7 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
     counts: dict[str, str | None] = {}
     moved: dict[str, str | None] = {}
     parts: dict[str, tuple[str, set[str]]] = {}
+    ties: set[str] = set()
     for model_class in classes_of(model_type):
         try:
             rules, own_parts = rules_of(model_class, config)
@@ -209,6 +222,7 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
             print(f"{model_class.__name__}: {error}", file=sys.stderr)
             continue
         prefixes.add(model_class.base_model_prefix)
+        ties |= tied_layers(model_class, config)
         for stack, field in counting_fields(model_class, config).items():
             counts[stack] = field if counts.setdefault(stack, field) == field else None
         for live, stored in moved_names(_small(model_class, config), prefixes - {""}).items():
@@ -230,6 +244,7 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
     return {
         "prefixes": sorted(prefixes - {""}),
         "tied": bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))),
+        "ties": sorted(ties),
         "flags": flags,
         "counts": {stack: field for stack, field in sorted(counts.items()) if field},
         "moved": {live: stored for live, stored in sorted(moved.items()) if stored},
