@@ -99,20 +99,24 @@ class BaseLayers:
         count = self._counts[stack]
         return count is not None and number >= count
 
-    def needs_bias(self, module: str, *, linear_only: bool, live: CodeLayer | None = None) -> Layer:
+    def needs_bias(
+        self, module: str, *, linear_only: bool, live: CodeLayer | None = None, bitsandbytes: bool | None = True
+    ) -> Layer:
         """Whether a bias can be merged into the layer.
 
         Args:
             module: Its path in the live model.
             linear_only: Whether the method attaches to `nn.Linear` only.
             live: What the built model says of it, where it was built.
+            bitsandbytes: See `MergeRule.bitsandbytes`.
         """
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
         if self.is_beyond(module):
             return self._beyond(layer)
-        if (unsupported := self._unsupported(layer, code, linear_only=linear_only)) is not None:
+        unsupported = self._unsupported(layer, code, linear_only=linear_only, bitsandbytes=bitsandbytes)
+        if unsupported is not None:
             return unsupported
         created = code.bias if code is not None else None
         if created is False:
@@ -121,20 +125,29 @@ class BaseLayers:
             return self._with_bias(layer, found, code)
         return self._by_file(layer, found)
 
-    def needs_weight(self, module: str, live: CodeLayer | None = None, *, any_kind: bool = False) -> Layer:
+    def needs_weight(
+        self,
+        module: str,
+        live: CodeLayer | None = None,
+        *,
+        any_kind: bool = False,
+        bitsandbytes: bool | None = True,
+    ) -> Layer:
         """Whether the layer is there and its weight can be merged into.
 
         Args:
             module: Its path in the live model.
             live: What the built model says of it, where it was built.
             any_kind: Whether it need not be of a kind that the model's code is known to have, such as a norm.
+            bitsandbytes: See `MergeRule.bitsandbytes`.
         """
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
         if self.is_beyond(module):
             return self._beyond(layer)
-        if (unsupported := self._unsupported(layer, code, linear_only=False)) is not None:
+        unsupported = self._unsupported(layer, code, linear_only=False, bitsandbytes=bitsandbytes)
+        if unsupported is not None:
             return unsupported
         has_bias = code.bias if code is not None else (layer.bias is not None if found.module else None)
         layer = replace(layer, has_bias=has_bias, status="ok")
@@ -197,7 +210,9 @@ class BaseLayers:
         kept = [name for names in fields if isinstance(names, list) for name in names if isinstance(name, str)]
         return not any(_covers(name, module) for name in (*kept, "lm_head"))
 
-    def _unsupported(self, layer: Layer, code: CodeLayer | None, *, linear_only: bool) -> Layer | None:
+    def _unsupported(
+        self, layer: Layer, code: CodeLayer | None, *, linear_only: bool, bitsandbytes: bool | None
+    ) -> Layer | None:
         if layer.layer_type == "quantized":
             method = self.quantization or "an unnamed quantisation"
             if method in QUANTIZATIONS_WITHOUT_MERGE:
@@ -211,6 +226,19 @@ class BaseLayers:
                 return replace(
                     layer,
                     reason=f"the base layer is quantised with {method}, and whether PEFT merges into that is not known",
+                )
+            if bitsandbytes is False:
+                return replace(
+                    layer,
+                    status="blocked",
+                    code="ADP207",
+                    reason=f"the base layer is quantised with {method}, and this method's merge is for plain weights: PEFT "
+                    "raises, or adds to the packed numbers",
+                )
+            if bitsandbytes is None:
+                return replace(
+                    layer,
+                    reason=f"the base layer is quantised with {method}, and whether this method merges into that is not known",
                 )
         if not linear_only and self._is_parametrised(layer.stored):
             return replace(

@@ -14,7 +14,10 @@ BEFT = PlainMethod(
     "beft_",
     merge=MergeRule(
         bias=BiasUpdate(
-            "beft_bias", "ValueError: Base layer has no bias, cannot merge bias adapter default", leading=(1,)
+            "beft_bias",
+            "ValueError: Base layer has no bias, cannot merge bias adapter default",
+            leading=(1,),
+            bitsandbytes=True,
         ),
         linear_only=True,
         made=lambda *_: ("beft_bias",),

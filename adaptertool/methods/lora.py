@@ -179,6 +179,7 @@ LORA = PlainMethod(
             _scale,
             wanted=_has_bias,
         ),
+        bitsandbytes=True,
         never=_never,
         hazard=_hazard,
         base_module=_base_module,

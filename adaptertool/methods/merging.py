@@ -61,6 +61,7 @@ class BiasUpdate:
         scale: The factor that the merge applies, from the config and the module path; None for 1.
         leading: The dimensions that the tensor has before out_features.
         wanted: Whether PEFT makes one under this config. Where it does, it merges one, whether the file holds it or not.
+        bitsandbytes: As in `MergeRule`, of a layer that has such a bias.
     """
 
     tensor: str
@@ -68,6 +69,7 @@ class BiasUpdate:
     scale: Callable[[Mapping[str, Any], str], float] | None = None
     leading: tuple[int, ...] = ()
     wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    bitsandbytes: bool = False
 
     def shape(self, out_features: int) -> tuple[int, ...]:
         """The shape that the tensor must have for a layer of that many outputs."""
@@ -111,6 +113,8 @@ class MergeRule:
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
             RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
             the LoRA and HiRA tuners have their own.
+        bitsandbytes: Whether it merges into a weight that bitsandbytes quantised, to 8 or 4 bits. Where it does not, it raises
+            or adds to the packed numbers. None where it was not tried. (PEFT 0.21.2 with bitsandbytes 0.50.2.)
         misfit: Why PEFT does not load a layer's tensors under this config, as the rest of a sentence about the adapter; from
             the config, the module path and the layer's tensors by their name in the module. None where it loads them.
         made: The tensors that PEFT makes for a layer under this config, as far as that decides anything: one that the file
@@ -132,6 +136,7 @@ class MergeRule:
     tied: bool = False
     scaled: bool = True
     any_saved_module: bool = False
+    bitsandbytes: bool | None = None
     misfit: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], str | None] = lambda *_: None
     made: Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Collection[str]] = lambda *_: ()
     unmade: Callable[[Mapping[str, Any]], Collection[str]] = lambda _: ()

@@ -21,4 +21,4 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return (block.shape[0] * block.shape[1] if len(block.shape) == 3 else block.shape[-1]) == out_features
 
 
-MISS = PlainMethod("MISS", "miss_", "r", merge=MergeRule(fits=_fits))
+MISS = PlainMethod("MISS", "miss_", "r", merge=MergeRule(bitsandbytes=True, fits=_fits))

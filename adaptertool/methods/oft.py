@@ -26,4 +26,4 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], _: int, 
     return rotation.shape[0] * block == in_features
 
 
-OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(fits=_fits))
+OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(bitsandbytes=True, fits=_fits))

@@ -145,38 +145,45 @@ DECOMPOSITION = "It stays, because a decomposition gives other bits on other mac
 
 PLAIN_METHODS = (
     PlainMethod(
-        "ADALORA", "lora_", "init_r", merge=MergeRule(any_saved_module=True, fits=low_rank("lora_B", "lora_A"))
+        "ADALORA",
+        "lora_",
+        "init_r",
+        merge=MergeRule(bitsandbytes=False, any_saved_module=True, fits=low_rank("lora_B", "lora_A")),
     ),
     PlainMethod(
         "ADAPTION_PROMPT",
         "adaption_",
         merge=no_merge("it adds a gated attention branch that depends on the input"),
     ),
-    PlainMethod("BOFT", "boft_", merge=MergeRule(fits=Sized(out=("boft_s", (0,))))),
-    PlainMethod("C3A", "c3a_", merge=MergeRule(fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2))))),
+    PlainMethod("BOFT", "boft_", merge=MergeRule(bitsandbytes=True, fits=Sized(out=("boft_s", (0,))))),
+    PlainMethod(
+        "C3A",
+        "c3a_",
+        merge=MergeRule(bitsandbytes=False, fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2)))),
+    ),
     PlainMethod("DEFT", "deft_", "r", merge=MergeRule(fits=low_rank("deft_P", "deft_R"))),
-    PlainMethod("FOURIERFT", "fourierft_"),
+    PlainMethod("FOURIERFT", "fourierft_", merge=MergeRule(bitsandbytes=False)),
     PlainMethod(
         "GRALORA",
         "gralora_",
         "r",
-        merge=MergeRule(fits=Sized(out=("gralora_B", (0, 2)), into=("gralora_A", (0, 1)))),
+        merge=MergeRule(bitsandbytes=False, fits=Sized(out=("gralora_B", (0, 2)), into=("gralora_A", (0, 1)))),
     ),
     PlainMethod(
         "HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A"))
     ),
-    PlainMethod("HRA", "hra_", "r", merge=MergeRule(fits=Sized(into=("hra_u", (0,))))),
+    PlainMethod("HRA", "hra_", "r", merge=MergeRule(bitsandbytes=False, fits=Sized(into=("hra_u", (0,))))),
     PlainMethod(
         "LN_TUNING",
         "ln_tuning_",
         merge=MergeRule(whole_module="ln_tuning_layers", looks=False, any_saved_module=True),
     ),
-    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(fits=low_rank("hada_w1_a", "hada_w1_b"))),
+    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(bitsandbytes=False, fits=low_rank("hada_w1_a", "hada_w1_b"))),
     PlainMethod("OSF", "osf_", merge=MergeRule(fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"))),
     PlainMethod("PEANUT", "peanut_", "r", merge=MergeRule(fits=Sized(out=("peanut_B.weight", (0,))))),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
     PlainMethod("PSOFT", "psoft_", "r"),
     PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
-    PlainMethod("WAVEFT", "waveft_"),
+    PlainMethod("WAVEFT", "waveft_", merge=MergeRule(bitsandbytes=False)),
 )
 """Those that have nothing else to be said of; the others have a file each."""

@@ -183,5 +183,5 @@ RANDLORA = PlainMethod(
     "r",
     default_rank=_DEFAULT_RANK,
     projections=RandLoraProjections(),
-    merge=MergeRule(fits=_fits),
+    merge=MergeRule(bitsandbytes=True, fits=_fits),
 )

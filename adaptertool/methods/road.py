@@ -20,4 +20,4 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return theta is None or theta.numel == angles.get(str(config.get("variant", "road_1")), theta.numel)
 
 
-ROAD = PlainMethod("ROAD", "road_", merge=MergeRule(fits=_fits))
+ROAD = PlainMethod("ROAD", "road_", merge=MergeRule(bitsandbytes=True, fits=_fits))

@@ -152,4 +152,6 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return weight is None or weight.numel == rank * (out_features + in_features)
 
 
-SHIRA = PlainMethod("SHIRA", "shira_", "r", projections=ShiraProjections(), merge=MergeRule(fits=_fits))
+SHIRA = PlainMethod(
+    "SHIRA", "shira_", "r", projections=ShiraProjections(), merge=MergeRule(bitsandbytes=True, fits=_fits)
+)

@@ -138,7 +138,7 @@ class VeraProjections:
 
 
 def _merge(prefix: str) -> MergeRule:
-    return MergeRule(fits=Sized(out=(f"{prefix}_lambda_b", (0,))))
+    return MergeRule(bitsandbytes=True, fits=Sized(out=(f"{prefix}_lambda_b", (0,))))
 
 
 VERA = PlainMethod("VERA", "vera_lambda_", "r", projections=VeraProjections("vera", rows=1), merge=_merge("vera"))

@@ -328,9 +328,11 @@ def _ask(
     fields = adapter.config.fields
     module = rule.base_module(fields, adapted.module)
     if rule.bias is not None and rule.bias.wanted(fields):
-        layer = layers.needs_bias(module, linear_only=rule.linear_only, live=live)
+        layer = layers.needs_bias(module, linear_only=rule.linear_only, live=live, bitsandbytes=rule.bias.bitsandbytes)
     else:
-        layer = layers.needs_weight(module, live=live, any_kind=rule.whole_module is not None)
+        layer = layers.needs_weight(
+            module, live=live, any_kind=rule.whole_module is not None, bitsandbytes=rule.bitsandbytes
+        )
     layer = replace(layer, module=adapted.module)
     misfit = rule.misfit(fields, adapted.module, adapted.tensors)
     return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)

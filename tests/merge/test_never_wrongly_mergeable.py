@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from peft import DeloraConfig, IA3Config, LoHaConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import adaptertool
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
@@ -308,6 +310,27 @@ class TestQuantised:
         report = check_merge(beft_of("qwen2"), base)
         assert report.verdict == "mergeable"
         assert {layer.layer_type for layer in report.layers} == {"quantized"}
+
+    @pytest.mark.parametrize(
+        ("config", "verdict"),
+        [
+            (LoraConfig(target_modules=["v_proj"]), "mergeable"),
+            (VeraConfig(target_modules=["v_proj"]), "mergeable"),
+            (LoraConfig(target_modules=["v_proj"], lora_bias=True), "not-mergeable"),
+            (IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "not-mergeable"),
+            (LoHaConfig(target_modules=["v_proj"]), "not-mergeable"),
+            (DeloraConfig(target_modules=["v_proj"]), "unknown"),
+        ],
+        ids=["lora", "vera", "lora-bias", "ia3", "loha", "delora"],
+    )
+    def test_bitsandbytes_is_not_for_every_method(
+        self, config: PeftConfig, verdict: str, tmp_path: Path, base_of: Callable[[str], Path]
+    ) -> None:
+        """What PEFT 0.21.2 did with real bases of bitsandbytes 0.50.2, which is not installed here."""
+        model = AutoModelForCausalLM.from_pretrained(base_of("qwen2"))
+        get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
+        base = self.quantised(tmp_path, base_of("qwen2"), "bitsandbytes", "weight.absmax")
+        assert check_merge(tmp_path / "adapter", base).verdict == verdict
 
     def test_gptq_has_no_merge(
         self, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
