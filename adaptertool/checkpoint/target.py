@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.errors import NotFoundError, UsageError
@@ -86,6 +87,9 @@ def _hub_target(
             hint="It is no local path, and a Hub repo is written org/name, org/name@revision or hf://org/name.",
         )
     parts = match.groupdict()
+    if text.startswith("hf://") and parts["revision"]:
+        # A branch with a slash in its name is written with %2F, as huggingface_hub's file system takes it.
+        parts["revision"] = unquote(parts["revision"])
     if revision and parts["revision"]:
         raise UsageError(f"two revisions are named: {parts['revision']} in {text}, and --revision {revision}")
     if subfolder and parts.get("sub"):

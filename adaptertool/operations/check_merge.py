@@ -18,6 +18,7 @@ from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.live import build_live_model
 from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
 from adaptertool.merge.targets import Targets
+from adaptertool.merge.tokens import broken_tokens
 from adaptertool.merge.trial import Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
@@ -201,6 +202,7 @@ def check_merge(
             *_findings(attached.layers, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
             *_saved_modules(opened, rule),
+            *broken_tokens(opened, dtype or load_dtype(base_model.config)),
         ),
         ways_out(layers, missing) if missing else (),
         _note(checked, trial),

@@ -18,7 +18,7 @@ from adaptertool.checkpoint.hub.file import PREFETCH
 from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import SafetensorsWeights
-from adaptertool.errors import CorruptError, NotFoundError, UsageError
+from adaptertool.errors import CorruptError, NetworkError, NotFoundError, UsageError
 from tests.hub.conftest import files_of, many_tensors
 
 if TYPE_CHECKING:
@@ -88,6 +88,22 @@ def test_revisions_of_every_kind(hub: HubServer) -> None:
             folder = HubFolder("org/name", revision=named)
             assert folder.revision == sha
             assert folder.open("a").read(0, len(name)) == name.encode()
+
+
+@pytest.mark.parametrize("target", ["hf://org/name@feature%2Fx", "hf://org/name@refs%2Fpr%2F7", "org/name@feature/x"])
+def test_a_revision_with_slashes(hub: HubServer, randlora: Path, target: str) -> None:
+    repo = hub.add("org/name", {"README.md": b"nothing"})
+    shas = {repo.commit(files_of(randlora), name) for name in ("feature/x", "refs/pr/7")}
+    assert open_adapter(open_target(target)).folder.revision in shas
+
+
+def test_a_list_that_lacks_what_was_read(hub: HubServer, randlora: Path) -> None:
+    repo = hub.add("org/name", files_of(randlora))
+    folder = open_adapter(open_target("org/name")).folder
+    commit = repo.commits[folder.revision or ""]
+    commit.pop("adapter_config.json")
+    with pytest.raises(NetworkError, match=r"lacks adapter_config\.json"):
+        folder.walk()
 
 
 def test_a_commit_needs_no_request_to_be_resolved(hub: HubServer) -> None:

@@ -78,6 +78,7 @@ class HubFolder:
             raise UsageError(f"{subfolder!r} is no folder in a repo")
         self.client = HubClient(token)
         self._opened: list[LocalBytes | HubBytes] = []
+        self._read: set[str] = set()
         self._tree: dict[str, HubFile | None] | None = None
         self._below: dict[str, HubFile | None] = {}
         self._lock = threading.RLock()
@@ -186,6 +187,8 @@ class HubFolder:
             folder = self._snapshot()
             return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         self._below = self._read_tree(recursive=True)
+        if unlisted := sorted(self._read - self._below.keys()):
+            raise not_a_hub(self.client, f"its list of the files of {self.location} lacks {unlisted[0]}, which it sent")
         return sorted(self._below)
 
     def open(self, name: str, *, ahead: int | None = None) -> Bytes:
@@ -204,6 +207,7 @@ class HubFolder:
             raise NotFoundError(f"{self.location} holds no {name!r}", hint="That is no name of a file.")
         file = (self._cached(name) if self.known_commit is not None else None) or self._remote(name, ahead)
         self._opened.append(file)
+        self._read.add(name)
         return file
 
     def listed(self, path: str) -> HubFile | None:
