@@ -111,6 +111,10 @@ def discover(
             root = Path(name, subfolder or "")
             if recursive and root.is_dir():
                 yield from walk.tree(root, top)
+            elif subfolder and Path(name).is_dir() and not root.is_dir():
+                # Named apart, so that the path is not taken for the name of a repo.
+                problem = NotFoundError(f"{root} does not exist", hint="Check --subfolder for a typo.")
+                yield from walk.new([Found(str(root), _place(root, top), problem=problem)])
             else:
                 yield from walk.new([Found(str(root) if subfolder else name, _place(root, top))])
         elif recursive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -101,6 +102,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    # Python has no stream where the shell closed one (`>&-`); what would be written there goes nowhere.
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal can't show is escaped, not fatal.
         if hasattr(stream, "reconfigure"):

@@ -174,7 +174,9 @@ def artifact_uri(location: str, kind: Literal["local", "hub"], revision: str | N
     path_on_disk = Path(os.path.abspath(Path(location) / file))  # noqa: PTH100 - resolve() would follow a cache's symlinks
     here = Path.cwd()
     if path_on_disk.is_relative_to(here):
-        return quote(path_on_disk.relative_to(here).as_posix())
+        path_on_disk = path_on_disk.relative_to(here)
+        # Bytes, for a name on disk need not be text.
+        return quote(os.fsencode(path_on_disk.as_posix()))
     return path_on_disk.as_uri()
 
 

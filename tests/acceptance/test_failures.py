@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import contract
-from tests.checkpoints import CONFIG, PICKLE, WEIGHTS, Spec, change_config, snapshot
+from tests.checkpoints import CONFIG, FIXTURES, PICKLE, WEIGHTS, Spec, change_config, snapshot
 from tests.conftest import Make, Run
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -179,3 +179,15 @@ def test_json_is_one_document_though_the_reader_goes_away(stored: Make, spawn: R
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("closed", "target", "code"), [(">&-", "lora-llama", 0), ("2>&-", "absent", 3), (">&- 2>&-", "absent", 3)]
+)
+def test_a_stream_that_is_closed(closed: str, target: str, code: int) -> None:
+    command = f'exec "$0" -m adaptertool inspect "$1" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(FIXTURES / target)], check=False, capture_output=True
+    )
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
