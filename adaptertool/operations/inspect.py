@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
 from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
-from adaptertool.errors import CorruptError
+from adaptertool.errors import CorruptError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
@@ -132,6 +132,8 @@ def inspect(
     Raises:
         AdapterToolError: the checkpoint can't be found, read or understood.
     """
+    if verify not in (None, "none", "sample", "full"):
+        raise UsageError(f"verify is {verify!r}", hint="One of none, sample and full.")
     if for_torch is not None:
         parse_version(for_torch)  # a version that makes no sense is refused whatever the checkpoint holds
     adapter = open_adapter(open_target(target, revision=revision, subfolder=subfolder, token=token))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.discover import Found
-from adaptertool.errors import AdapterToolError, NoSpaceError
+from adaptertool.errors import AdapterToolError, NoSpaceError, UsageError
 from adaptertool.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -85,7 +85,12 @@ def each(
     Yields:
         One outcome a target, in the order in which they are done. Closing the iterator ends the work: what runs stops at
         its next megabyte, and no checkpoint is left half written.
+
+    Raises:
+        UsageError: `jobs` is less than 1.
     """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs is {jobs}", hint="At least one checkpoint is worked on at a time.")
     found = (Found(str(target)) for target in targets)
     return run(lambda one, _: operation(one.target, **options), found, jobs=jobs or os.cpu_count() or 1)
 

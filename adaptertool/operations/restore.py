@@ -12,7 +12,7 @@ from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, ke
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writer import Change
-from adaptertool.errors import CorruptError, UnsupportedError
+from adaptertool.errors import CorruptError, UnsupportedError, UsageError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
@@ -79,6 +79,11 @@ def restore(
     """
     if for_torch is not None:
         parse_version(for_torch)
+    if dtype is not None:
+        from adaptertool.projection.drawn import LOAD_DTYPES
+
+        if dtype not in LOAD_DTYPES:
+            raise UsageError(f"dtype is {dtype!r}", hint=f"One of {', '.join(LOAD_DTYPES)}.")
     place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.

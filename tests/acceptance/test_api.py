@@ -139,3 +139,14 @@ def test_type_checkers_see_what_is_imported_when_asked_for() -> None:
     for name, module in typed.items():
         assert getattr(importlib.import_module(module), name) is getattr(adaptertool, name)
     assert (Path(adaptertool.__file__).parent / "py.typed").exists()
+
+
+def test_values_that_make_no_sense() -> None:
+    folder = FIXTURES / "lora-llama"
+    with pytest.raises(adaptertool.AdapterToolError, match="verify"):
+        adaptertool.inspect(folder, verify="some")  # type: ignore[arg-type]
+    with pytest.raises(adaptertool.AdapterToolError, match="dtype"):
+        adaptertool.restore(folder, dtype="int8", dry_run=True)
+    for jobs in (0, -1):
+        with pytest.raises(adaptertool.AdapterToolError, match="jobs"):
+            adaptertool.each(adaptertool.inspect, [folder], jobs=jobs)
