@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,6 +126,10 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Signals mean in tests what they mean in a shell, also where pytest was started in the background or by nohup.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
     # What PEFT and transformers say of every stripped checkpoint, and of tiny models; it would bury what matters.
     for expected in (
         "Found missing adapter keys:UserWarning",
