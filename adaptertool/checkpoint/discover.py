@@ -226,6 +226,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 def _common(local: list[str]) -> Path | None:
     """The deepest folder that all local targets are in, absolute."""
+    # abspath here too: the symlinks that the user named stay in the places of outputs.
     folders = [os.path.abspath(name if Path(name).is_dir() else Path(name).parent) for name in local]  # noqa: PTH100
     try:
         return Path(os.path.commonpath(folders)) if folders else None

@@ -243,6 +243,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
+        # set.add returns None, which mypy won't have in a condition: it is there for what it does.
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"{_quoted(twice)} occurs twice")
     for key, value in pairs:

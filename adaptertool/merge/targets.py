@@ -119,8 +119,9 @@ class Targets:
         """
         if any(_ends(module, path.rpartition(".")[0]) for path in self.parameters if "." in path):
             return True
-        if all("." in path or path in ("weight", "bias") for path in self.parameters):
-            return any(path in ("weight", "bias") for path in self.parameters)
+        bare = {path for path in self.parameters if "." not in path}
+        if not bare or bare & {"weight", "bias"}:
+            return bool(bare)
         if layer is not None and layer.kind != "unknown":
             return layer.kind == "experts"
         return True if module.rpartition(".")[2] == "experts" else None
