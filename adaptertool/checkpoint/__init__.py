@@ -1,4 +1,6 @@
-"""Where a checkpoint is, its bytes, its header and config, and how a new one is written.
+"""Where a checkpoint is, its bytes, its header and config.
+
+Over the network that is `hub`; how a new checkpoint is made is `writing`.
 
 target -> Folder -> Bytes -> Weights + AdapterConfig -> Adapter -> staged, verified, replaced
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.header import TORCH_DTYPES
-from adaptertool.checkpoint.serialize import NewTensor
+from adaptertool.checkpoint.writing.serialize import NewTensor
 from adaptertool.findings import Finding
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.resolve import Names, modules_of

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.adapter import open_adapter
-from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
-from adaptertool.checkpoint.writer import Change
+from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, in_order, kept
+from adaptertool.checkpoint.writing.writer import Change
 from adaptertool.errors import CorruptError, UnsupportedError, UsageError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError

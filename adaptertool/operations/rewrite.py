@@ -7,15 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adaptertool.checkpoint.writer import (
-    Change,
-    check_in_place,
-    check_output,
-    clear_place,
-    replace_in_place,
-    write_changes,
-    write_folder,
-)
+from adaptertool.checkpoint.writing.places import check_in_place, check_output, clear_place
+from adaptertool.checkpoint.writing.writer import Change, replace_in_place, write_changes, write_folder
 from adaptertool.errors import UsageError
 from adaptertool.operations.inspect import TargetReport, describe_target
 from adaptertool.operations.result import Result

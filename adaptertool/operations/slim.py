@@ -11,10 +11,10 @@ from adaptertool import __version__
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
 from adaptertool.checkpoint.discover import is_checkpoint
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.checkpoint.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
-from adaptertool.checkpoint.writer import Change
+from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, in_order, kept
+from adaptertool.checkpoint.writing.writer import Change
 from adaptertool.errors import AdapterToolError
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError

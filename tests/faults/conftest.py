@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptertool.checkpoint.staging import is_staging
+from adaptertool.checkpoint.writing.staging import is_staging
 from adaptertool.errors import AdapterToolError
 from tests.checkpoints import Spec, logits, make_base
 from tests.conftest import Make

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from adaptertool.checkpoint.staging import is_staging
+from adaptertool.checkpoint.writing.staging import is_staging
 from tests.checkpoints import CONFIG, PICKLE, WEIGHTS
 from tests.conftest import Make, Run
 from tests.faults.conftest import OLDER, Lay, Logits, Scene, contents, digest, fresh, staged_in

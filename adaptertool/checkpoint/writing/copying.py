@@ -13,7 +13,7 @@ from pathlib import Path
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.discover import is_checkpoint
 from adaptertool.checkpoint.folder import is_file
-from adaptertool.checkpoint.staging import is_staging, sync_folder
+from adaptertool.checkpoint.writing.staging import is_staging, sync_folder
 from adaptertool.errors import CorruptError
 
 _KEPT_ATTRIBUTES = ("user.", "system.posix_acl_access", "security.selinux")
