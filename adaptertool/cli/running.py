@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from adaptertool.cli.interruption import Interrupted, InterruptedWorkError
 from adaptertool.cli.output import print_error, print_json, print_json_line, print_pipeline, print_text
 from adaptertool.cli.progress import ManyBar, ProgressBar
 from adaptertool.errors import AdapterToolError, NotFoundError, UnsupportedError, UsageError
+from adaptertool.signals import uninterrupted
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _hint_of_nested(target: str, selection: Selection) -> str | None:
 
 def _many(job: Job[R], selection: Selection, form: str) -> int:
     from adaptertool.checkpoint.discover import discover
-    from adaptertool.operations.many import default_jobs, run
+    from adaptertool.operations.many import Workers, default_jobs
 
     _check(selection)
     job.check()
@@ -172,18 +172,19 @@ def _many(job: Job[R], selection: Selection, form: str) -> int:
     each = replace(selection, revision=None, subfolder=None)
     report = _Report(job, form)
     with ManyBar() as bar:
-        outcomes = run(
+        workers = Workers(
             lambda one, progress: job.one(one, each, progress, in_tree=True),
-            report.numbered(found),
             jobs=selection.jobs or default_jobs(remote=remote),
             watch=bar,
         )
         try:
-            with closing(outcomes):
-                for outcome in outcomes:
-                    report.add(outcome)
+            for outcome in workers.outcomes(report.numbered(found)):
+                report.add(outcome)
         except Interrupted as interruption:
             report.interrupted = interruption
+        finally:
+            for outcome in workers.stop():
+                report.add(outcome)
     code = report.end()
     if report.interrupted is not None:
         done, known = bar.counts
@@ -220,6 +221,7 @@ class _Report(Generic[R]):
         self._lines: list[tuple[int, Line]] = []
         self._numbers: dict[str, int] = {}
         self._kept: list[tuple[int, str | PipelineResult]] = []
+        self._latest: Outcome[R] | None = None
         self.interrupted: Interrupted | None = None
 
     def numbered(self, found: Iterable[Found]) -> Iterator[Found]:
@@ -229,7 +231,17 @@ class _Report(Generic[R]):
             yield one
 
     def add(self, outcome: Outcome[R]) -> None:
-        """One more is done. What is kept of it is small, however large its result."""
+        """One more is done, or the last one comes again because a signal came meanwhile.
+
+        What is kept of it is small, however large its result.
+        """
+        if outcome is self._latest:
+            return
+        with uninterrupted():
+            self._add(outcome)
+            self._latest = outcome
+
+    def _add(self, outcome: Outcome[R]) -> None:
         from adaptertool.report.many import line_of, outcome_document
 
         result, error = outcome.result, outcome.error

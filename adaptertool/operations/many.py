@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -91,26 +93,11 @@ def each(
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs is {jobs}", hint="At least one checkpoint is worked on at a time.")
-    found = (Found(str(target)) for target in targets)
-    return run(lambda one, _: operation(one.target, **options), found, jobs=jobs or os.cpu_count() or 1)
-
-
-def run(
-    work: Callable[[Found, Progress], R], targets: Iterable[Found], *, jobs: int, watch: Watch | None = None
-) -> Generator[Outcome[R], None, None]:
-    """The same for work that says how far it is.
-
-    Args:
-        work: Takes a checkpoint, and who is told how far it got. May raise `AdapterToolError`, `OSError`, `MemoryError` or
-            `RecursionError`, which are outcomes; anything else ends the whole.
-        targets: The checkpoints. A problem that stands with one becomes its outcome.
-        jobs: How many are worked on at once.
-        watch: Who is told how far the whole is.
-
-    Yields:
-        See `each`.
-    """
-    return _Workers(work, watch or _Unwatched(), jobs).outcomes(targets)
+    workers = Workers(lambda one, _: operation(one.target, **options), jobs=jobs or os.cpu_count() or 1)
+    try:
+        yield from workers.outcomes(Found(str(target)) for target in targets)
+    finally:
+        workers.stop()
 
 
 def default_jobs(*, remote: bool) -> int:
@@ -122,57 +109,85 @@ class _CancelledError(Exception):
     """The caller wants no more."""
 
 
-class _Workers(Generic[R]):
-    """Threads: numpy lets go of the interpreter while it draws and compares, and so does reading."""
+class Workers(Generic[R]):
+    """Threads that work on checkpoints: numpy lets go of the interpreter while it draws and compares, and so does reading.
 
-    def __init__(self, work: Callable[[Found, Progress], R], watch: Watch, jobs: int) -> None:
-        self._work, self._watch, self._jobs = work, watch, jobs
-        self._done: queue.SimpleQueue[Outcome[R] | BaseException] = queue.SimpleQueue()
+    Whoever makes one calls `stop` in the end, whatever happens.
+
+    Args:
+        work: Takes a checkpoint, and who is told how far it got. May raise `AdapterToolError`, `OSError`, `MemoryError` or
+            `RecursionError`, which are outcomes; anything else ends the whole.
+        jobs: How many are worked on at once.
+        watch: Who is told how far the whole is.
+    """
+
+    def __init__(self, work: Callable[[Found, Progress], R], *, jobs: int, watch: Watch | None = None) -> None:
+        self._work, self._watch = work, watch or _Unwatched()
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="adaptertool")
+        self._done: deque[Outcome[R] | BaseException] = deque()
+        self._came: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._jobs = jobs
         self._room = threading.Semaphore(AHEAD * jobs)
         self._cancelled = threading.Event()
 
-    def outcomes(self, targets: Iterable[Found]) -> Generator[Outcome[R], None, None]:
-        pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="adaptertool")
-        due = 0
-        try:
-            for one in targets:
-                self._watch.found()
-                pool.submit(self._run, one)
-                due += 1
-                while not self._done.empty():
-                    due -= 1
-                    yield self._next()
-            while due:
-                due -= 1
-                yield self._next()
-        finally:
-            self._cancelled.set()
-            for _ in range(self._jobs):
-                self._room.release()
-            pool.shutdown(wait=True, cancel_futures=True)
+    def outcomes(self, targets: Iterable[Found]) -> Iterator[Outcome[R]]:
+        """Work on checkpoints.
 
-    def _next(self) -> Outcome[R]:
-        while True:
-            try:
-                # With a limit, because waiting without one can't be interrupted on Windows.
-                outcome = self._done.get(timeout=1.0)
-            except queue.Empty:
-                continue
+        Args:
+            targets: Taken one by one, so that work begins before all are found. A problem that stands with one becomes its
+                outcome.
+
+        Yields:
+            One outcome a target, in the order in which they are done.
+        """
+        due = 0
+        for one in targets:
+            self._watch.found()
+            self._pool.submit(self._run, one)
+            due += 1
+            while self._done:
+                due -= 1
+                yield from self._next()
+        while due:
+            due -= 1
+            yield from self._next()
+
+    def stop(self) -> list[Outcome[R]]:
+        """End the work: what runs stops at its next megabyte, what is being put in its place comes to be there.
+
+        Returns:
+            What is done by then and was not yielded; where a signal came while the last one was taken, that one first, again.
+        """
+        self._cancelled.set()
+        for _ in range(self._jobs):
             self._room.release()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return outcome
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        return [outcome for outcome in self._done if isinstance(outcome, Outcome)]
+
+    def _next(self) -> Iterator[Outcome[R]]:
+        while not self._done:
+            # With a limit, because waiting without one can't be interrupted on Windows.
+            with contextlib.suppress(queue.Empty):
+                self._came.get(timeout=1.0)
+        outcome = self._done[0]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        yield outcome
+        # Only now, so that one that a signal came upon is still there.
+        self._done.popleft()
+        self._room.release()
 
     def _run(self, found: Found) -> None:
         self._room.acquire()
         if self._cancelled.is_set():
             return
         try:
-            self._done.put(self._outcome(found))
+            self._done.append(self._outcome(found))
         except _CancelledError:
-            pass
+            return
         except BaseException as error:  # noqa: BLE001 - raised again where the outcomes are taken
-            self._done.put(error)
+            self._done.append(error)
+        self._came.put(None)
 
     def _outcome(self, found: Found) -> Outcome[R]:
         if found.problem is not None:

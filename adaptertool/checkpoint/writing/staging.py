@@ -13,15 +13,13 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import stat
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
+from adaptertool.signals import uninterrupted
 
 _STAGING = re.compile(r"\..*\.adaptertool-(?P<host>.*)-(?P<process>\d{1,9})-[0-9a-f]+\.tmp")
 _NOTE = "finish.json"
@@ -31,8 +29,6 @@ NEW = "new"
 
 REPLACED = "replaced"
 """The subfolder that holds the files that they take the place of, at the same paths."""
-
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def is_staging(name: str) -> bool:
@@ -131,37 +127,6 @@ def remove(path: Path) -> None:
         with contextlib.suppress(OSError):
             Path(folder).chmod(0o700)  # copies of read-only folders are read-only
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and requests to end wait until several steps are done.
-
-    Blocking the signals would not do: another thread takes them then, and Python still acts on them in this one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python runs handlers in the main thread alone
-        return
-    came: list[int] = []
-
-    def later(number: int, _: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    ours = [number for number, handler in before.items() if callable(handler)]
-    for number in ours:
-        signal.signal(number, later)
-        if hasattr(signal, "siginterrupt"):
-            signal.siginterrupt(
-                number, False
-            )  # some file systems let signals break off calls that Python does not repeat
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -41,9 +41,9 @@ from adaptertool.checkpoint.writing.staging import (
     note_to_finish,
     staging,
     sync_folder,
-    uninterrupted,
 )
 from adaptertool.errors import CorruptError, UsageError
+from adaptertool.signals import uninterrupted
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
