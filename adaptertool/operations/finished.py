@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.config import CONFIG_NAME
+from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.target import Target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.errors import AdapterToolError
@@ -78,9 +80,10 @@ def finished(
     try:
         there = open_adapter(Target(earlier.folder, name))
         fingerprint = Fingerprint.from_metadata(there.weights.metadata)
+        same_files = _same_files(source, there, name)
     except (AdapterToolError, ValueError):
         return None
-    if not removed or {*there.weights.tensors} != {*stay} or not _same_files(source, there, name):
+    if not removed or {*there.weights.tensors} != {*stay} or not same_files:
         return None
     if base_copies is not None and base_copies.same and BASE_COPIES_KEY not in (there.weights.metadata or {}):
         return None
@@ -115,9 +118,20 @@ def _expected_config(source: Adapter, rule: Projections | None, *, stripped: boo
 
 
 def _same_files(source: Adapter, there: Adapter, weights_name: str) -> bool:
-    """Whether the other files right beside the weights are there."""
+    """Whether the other files right beside the weights are there, unchanged."""
     others = {name for name in source.folder.files() if not name.startswith(".")}
-    return others - {source.weights_name, weights_name, CONFIG_NAME} <= {*there.folder.files()}
+    others -= {source.weights_name, weights_name, CONFIG_NAME}
+    return others <= {*there.folder.files()} and all(_same_file(source.folder, there.folder, name) for name in others)
+
+
+def _same_file(source: Folder, there: Folder, name: str) -> bool:
+    """Whether a file is a copy, which has the time of its source; content is looked at only where that differs."""
+    if isinstance(source, LocalFolder) and isinstance(there, LocalFolder):
+        try:
+            return filecmp.cmp(source.path / name, there.path / name)
+        except OSError:
+            return False
+    return source.open(name).size == there.open(name).size
 
 
 def _same(one: Weights, other: Weights, name: str) -> bool:

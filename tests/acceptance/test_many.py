@@ -178,6 +178,22 @@ def test_an_output_that_is_not_the_result_of_its_source_is_no_earlier_run(runs: 
     assert snapshot(out) == written
 
 
+def test_what_changed_beside_the_weights_is_no_earlier_run(runs: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    run("slim", "-r", runs, "-o", out)
+    (runs / "checkpoint-500" / "optimizer.pt").write_bytes(b"later")
+    again = run("slim", "-r", runs, "-o", out, "--format", "json").document
+    kinds = {Path(one["target"]["location"]).name: one.get("error", {}).get("kind") for one in again["results"]}
+    assert kinds == {
+        "checkpoint-500": "usage",
+        "checkpoint-1000": None,
+        "second": None,
+        "lora": None,
+        "broken": "corrupt",
+    }
+    assert (out / "checkpoint-500" / "optimizer.pt").read_bytes() == b"state"
+
+
 def test_a_checkpoint_at_the_root_keeps_those_below_it_apart(
     runs: Path, stored: Make, tmp_path: Path, run: Run
 ) -> None:
