@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import contract
-from tests.checkpoints import CONFIG, FIXTURES, PICKLE, WEIGHTS, Spec, change_config, snapshot
+from tests.checkpoints import CONFIG, FIXTURES, PICKLE, WEIGHTS, Spec, change_config, copy_of, load, snapshot
 from tests.conftest import Make, Run
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -191,3 +191,18 @@ def test_a_stream_that_is_closed(closed: str, target: str, code: int) -> None:
     )
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="file systems whose names are all text")
+@pytest.mark.parametrize("form", ["text", "json", "jsonl", "github", "sarif", "junit"])
+def test_a_path_that_is_no_text(form: str, stored: Make, tmp_path: Path, spawn: Run) -> None:
+    """POSIX paths are bytes; whatever a report makes of them is text that its readers can decode."""
+    named = os.fsdecode(b"ad\xffapter")
+    copy_of(stored(Spec()), tmp_path / named)
+    found = spawn("inspect", tmp_path / named, "--verify", "none", "--format", form)
+    assert found.code == 0, found.err
+    assert "ad" in found.out
+    found.out.encode()  # half a surrogate pair would raise
+    if form in ("text", "json", "jsonl"):
+        assert spawn("slim", tmp_path / named, "-o", tmp_path / f"{named}-out", "--format", form).code == 0
+        assert load(copy_of(tmp_path / f"{named}-out", tmp_path / "text"))
