@@ -1,10 +1,12 @@
-"""NaN and infinity in tensors, found by looking at the bytes that hold the exponents.
+"""NaN, infinity and large values in tensors, found by looking at the bytes that hold the exponents.
 
 Plain byte operations keep numpy out of commands that need nothing else of it.
 """
 
 from __future__ import annotations
 
+import struct
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +43,36 @@ def still_not_finite(weights: Weights, name: str, index: int) -> bool:
     info = weights.tensors[name]
     size = info.nbytes // info.numel
     return _first((memoryview(weights.read_again(name, index * size, size)),), info.dtype) is not None
+
+
+def may_reach(weights: Weights, name: str, bound: float) -> bool:
+    """Whether an element may be NaN, infinite, or as large as a bound.
+
+    Told by the highest byte of each element: a value within a factor of 4 of the bound, of 65536 for float64, counts as well.
+    Of dtypes that are no plain float of 16 bits or more it is told only whether an element is NaN or infinite.
+    """
+    dtype = weights.tensors[name].dtype
+    if dtype not in _HIGHEST:
+        return first_not_finite(weights, name) is not None
+    size, below = _EXPONENTS[dtype][0], _high_bytes_below(dtype, bound)
+    rest = b""
+    for piece in weights.stream(name):
+        data = rest + bytes(piece)
+        whole = len(data) - len(data) % size
+        rest = data[whole:]
+        if data[size - 1 : whole : size].translate(None, below):
+            return True
+    return False
+
+
+# dtype -> how struct reads the largest element with a given high byte, and what follows that byte.
+_HIGHEST = {"F64": (">d", b"\xff" * 7), "F32": (">f", b"\xff" * 3), "BF16": (">f", b"\xff\0\0"), "F16": (">e", b"\xff")}
+
+
+@cache
+def _high_bytes_below(dtype: str, bound: float) -> bytes:
+    code, rest = _HIGHEST[dtype]
+    return bytes(high for high in range(256) if abs(struct.unpack(code, bytes((high,)) + rest)[0]) < bound)
 
 
 def _first(pieces: Iterable[memoryview], dtype: str) -> int | None:

@@ -49,26 +49,6 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
     return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural_order))
 
 
-def saved_without_weight(tensors: Iterable[str], modules_to_save: Iterable[str]) -> tuple[str, ...]:
-    """The saved modules that are made of several layers and have no weight of their own.
-
-    Args:
-        tensors: Names of the adapter's tensors.
-        modules_to_save: As in the adapter's config: module paths, or the ends of such.
-    """
-    names = [name.removeprefix("base_model.model.") for name in tensors]
-    wanted = tuple(modules_to_save)
-    saved: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        for at in range(1, len(parts)):
-            path = ".".join(parts[:at])
-            if any(path == end or path.endswith(f".{end}") for end in wanted):
-                saved[path] = None
-                break
-    return tuple(path for path in saved if f"{path}.weight" not in names)
-
-
 def natural_order(module: str) -> tuple[tuple[int, str], ...]:
     """A sort key by which layer 10 comes after layer 2."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(module))

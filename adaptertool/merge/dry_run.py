@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adaptertool.merge.extremes import LARGEST
 from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits, rounded, to_bits
 
 if TYPE_CHECKING:
@@ -115,10 +116,12 @@ def merge_product(
         dtype: The dtype in which the base is loaded, a key of `BIT_TYPES`.
         weight: What it is added to, of shape (outputs, …) and rounded to that dtype; None where it is not known.
     """
+    if not _is_finite_factor(scale, dtype):
+        return ProductMerge(finite=False, room=False, zero=False)
     if not up.any() or not down.any() or scale == 0:
         return ProductMerge(finite=True, room=True, zero=True)
     left, right = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
-    limit = _LARGEST[dtype]
+    limit = LARGEST[dtype]
     if weight is not None and weight.size != left.shape[0] * right.shape[1]:
         weight = None
     with np.errstate(over="ignore", invalid="ignore"):
@@ -140,9 +143,55 @@ def merge_product(
     return ProductMerge(finite, room=finite and (weight is not None or largest < limit / 2), zero=False)
 
 
-_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
-_LARGEST["float64"] = 1.7976931348623157e308
-"""The largest number of each dtype."""
+def merge_rescaled(
+    up: NDArray[Any],
+    down: NDArray[Any],
+    scale: float,
+    lengths: NDArray[Any],
+    dtype: str,
+    weight: NDArray[Any] | None = None,
+) -> ProductMerge:
+    """Look at a weight with `up · down · scale` added and every row rescaled to a trained length, as DoRA does.
+
+    PEFT divides by the length that the row has (`merge_safe` of `DoraLinearVariant` in `peft/tuners/lora/variants.py`), all
+    in float32: a row of zeros becomes NaN, and a large length overflows before the division takes effect.
+
+    Args:
+        up: As in `merge_product`.
+        down: As in `merge_product`.
+        scale: As in `merge_product`.
+        lengths: The trained length of each row; every value finite.
+        dtype: As in `merge_product`.
+        weight: As in `merge_product`.
+    """
+    update = merge_product(up, down, scale, dtype)
+    left, right = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
+    due = lengths.reshape(-1)
+    factor_is_finite = _is_finite_factor(scale, dtype)
+    if not factor_is_finite or weight is None or weight.shape != (len(left), right.shape[1]) or len(due) != len(left):
+        # No element is longer than its row. A row that is zero was of length zero when training began.
+        zeros = bool((~due.astype(bool) & ~left.any(axis=1)).any())
+        usual = float(np.abs(due).max(initial=0)) < min(_USUAL_LENGTH, LARGEST[dtype])
+        return ProductMerge(factor_is_finite, update.finite and usual and not zeros, zero=False)
+    work = np.float64 if dtype == "float64" else np.float32
+    finite = True
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for start in range(0, len(left), _ROWS):
+            rows = slice(start, start + _ROWS)
+            total = weight[rows].astype(work) + (left[rows].astype(work) @ right.astype(work)) * work(scale)
+            factor = due[rows].astype(work) / np.sqrt(np.sum(total * total, axis=1))
+            finite = finite and bool(np.isfinite(rounded(factor[:, None] * total, dtype)).all())
+    return ProductMerge(finite, room=finite, zero=False)
+
+
+def _is_finite_factor(factor: float, dtype: str) -> bool:
+    """Whether it is finite in the dtype that PEFT multiplies in."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(factor if dtype == "float64" else np.float32(factor)))
+
+
+_USUAL_LENGTH = 1e6
+"""A length of a row that no factor made of it overflows with, unless all of the row is next to nothing."""
 
 _ROWS = 256
 """Rows of a product that are computed at a time."""

@@ -60,11 +60,13 @@ class LiveModel:
         layers: Its layers, by module path.
         renamed: Where the file stores them: module path -> module in the file, as transformers itself renames at loading.
         name: The model's class.
+        bare: Its modules that have no weight.
     """
 
     layers: Mapping[str, CodeLayer]
     renamed: Mapping[str, str]
     name: str
+    bare: frozenset[str]
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -122,7 +124,8 @@ def _build_live_model(
     if best is None or (modules and not best_count):
         return None
     layers = {path: layer for path, module in best.named_modules() if (layer := _layer(module)) is not None}
-    return LiveModel(layers, _renamed(best, {*layers}, stored), type(best).__name__)
+    bare = frozenset(path for path, module in best.named_modules() if path and not hasattr(module, "weight"))
+    return LiveModel(layers, _renamed(best, {*layers}, stored), type(best).__name__, bare)
 
 
 def _build_errors() -> tuple[type[Exception], ...]:

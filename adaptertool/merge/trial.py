@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.merge.extremes import INFINITE_FROM, largest, odd_factor, usual_size
 from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.methods import method_of
@@ -73,7 +74,7 @@ class Trial:
         self.changes = False
         self.not_examined: list[str] = []
         self._hazard = rule.hazard(adapter.config.fields)
-        self._shared: str | None = None
+        self._shared: tuple[str, float] | None = None
         self._embedding_adapted = False
         self._weights: dict[str, bytes] = {}
         self._biases_unread = False
@@ -97,7 +98,7 @@ class Trial:
         if self.adapter.folder.kind == "hub" and small and going_on:
             self.adapter.weights.hold()
             self._budget = math.inf
-        self._shared = self._shared_not_finite() if going_on else None
+        self._shared = self._most_extreme_shared() if going_on else None
         self._weights = self._read_weights(checked)
         wanted = [
             layer.bias
@@ -289,14 +290,8 @@ class Trial:
         )
         if layer.status != "ok":
             return result
-        if (broken := self._not_finite(adapted, update) or self._shared) is not None:
-            return replace(
-                result,
-                status="blocked",
-                code="ADP204",
-                reason=f"the adapter's {broken} holds NaN or infinity; {self._noticed}",
-            )
-        if self._weight_tensors(adapted, update):
+        result = self._look_through(adapted, layer, update, result)
+        if result.status == "ok" and self._weight_tensors(adapted, update):
             result = self._try_weight(adapted, layer, result)
         if result.status != "ok":
             return result
@@ -315,41 +310,106 @@ class Trial:
             return "safe_merge=True raises, and without it the merged weights are broken"
         return "this method's merge never looks, not even with safe_merge=True, and the merged weights are broken"
 
-    def _not_finite(self, adapted: AdaptedLayer, update: BiasUpdate | None) -> str | None:
+    def _look_through(
+        self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None, result: LayerResult
+    ) -> LayerResult:
+        """Whether values of the adapter's are NaN or infinite, or can make the merge overflow."""
+        dtype = self._dtype_of(layer)
         copy, product = self._own_copy(adapted), self._product(adapted)
-        # The factors of a product are looked at where they are multiplied.
-        factors = () if product is None else (product.up, product.down)
+        # What is multiplied or added here is looked at where that is done.
+        exact = set() if product is None else {product.up, product.down, product.lengths}
+        exact |= set() if update is None else {update.tensor}
+        method, config = method_of(self.adapter.config), self.adapter.config
+        extreme = self._shared
         for name, tensor in [*adapted.tensors.items(), *([("base_layer.weight", copy)] if copy is not None else [])]:
-            if name in factors or (update is not None and name == update.tensor):
+            if name in exact:
                 continue
             if tensor.nbytes > self._budget:
                 self._unscanned += 1
                 continue
             self._budget -= tensor.nbytes
-            if first_not_finite(self.adapter.weights, tensor.name) is not None:
-                return name
-        return None
+            bound = math.inf
+            if self.rule.whole_module is not None:
+                bound = INFINITE_FROM.get(dtype or "", math.inf)
+            elif tensor is not copy:
+                bound = usual_size(dtype, trained=method.role(tensor.name, config) == "trainable")
+            most = largest(self.adapter.weights, tensor.name, bound)
+            if math.isnan(most):
+                extreme = (name, most)
+                break
+            if most > bound:
+                extreme = extreme or (name, most)
+            if name in self.rule.normalised and self._has_zero_column(tensor):
+                return self._gives_nan(
+                    result, f"a column of the adapter's {name} is zero, and PEFT divides by its length"
+                )
+        if extreme is not None and math.isnan(extreme[1]):
+            return self._gives_nan(result, f"the adapter's {extreme[0]} holds NaN or infinity")
+        if extreme is not None and self.rule.whole_module is not None:
+            return self._gives_nan(result, f"the adapter's {extreme[0]} holds values that are infinity in {dtype}")
+        if extreme is not None and extreme[1] > usual_size(dtype):
+            why = f"the adapter's {extreme[0]} holds values of up to {extreme[1]:.3g}"
+        elif product is None and self._weight_tensors(adapted, update) and (odd := odd_factor(config.fields, dtype)):
+            why = f"the adapter's config has {odd}"
+        else:
+            return result
+        reason = (
+            f"{why}, with which the merged weights may overflow {dtype or 'the dtype of the base'}; that is not told "
+            "without multiplying everything"
+        )
+        return replace(result, status="unknown", reason=reason)
 
-    def _shared_not_finite(self) -> str | None:
-        """A tensor that all layers share, stored right under `base_model.`, which PEFT loads and which is broken."""
+    def _gives_nan(self, result: LayerResult, why: str) -> LayerResult:
+        return replace(result, status="blocked", code="ADP204", reason=f"{why}; {self._noticed}")
+
+    def _dtype_of(self, layer: Layer) -> str | None:
+        """The dtype in which the layer is merged into."""
+        from adaptertool.checkpoint.header import TORCH_DTYPES
+
+        name = f"{layer.stored}.weight"
+        return self.dtype or (TORCH_DTYPES.get(self.base.tensor(name).dtype) if name in self.base.files else None)
+
+    def _has_zero_column(self, tensor: TensorInfo) -> bool:
+        import numpy as np
+
+        from adaptertool.merge.dry_run import values_of
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+
+        if DTYPE_NAMES.get(tensor.dtype) not in FLOATS or len(tensor.shape) != 2:
+            return False
+        values = values_of(self._content(tensor.name), tensor.dtype).reshape(tensor.shape)
+        with np.errstate(over="ignore", under="ignore"):
+            return not bool(np.linalg.norm(values, axis=0).all())
+
+    def _most_extreme_shared(self) -> tuple[str, float] | None:
+        """A tensor that all layers share, stored right under `base_model.`, which PEFT loads, and its largest value.
+
+        NaN stands for NaN and infinity. None where all are of the usual size.
+        """
         method, config = method_of(self.adapter.config), self.adapter.config
         rule = method.projections
         ignored = rule is not None and rule.flag is not None and not config.flag(rule.flag, rule.flag_default)
+        extreme: tuple[str, float] | None = None
         for name, tensor in self.adapter.weights.tensors.items():
             if not name.startswith("base_model.") or name.startswith("base_model.model."):
                 continue
-            if (ignored and method.role(name, config) != "trainable") or tensor.nbytes > self._budget:
+            trained = method.role(name, config) == "trainable"
+            if (ignored and not trained) or tensor.nbytes > self._budget:
                 continue
             self._budget -= tensor.nbytes
-            if first_not_finite(self.adapter.weights, name) is not None:
-                return name
-        return None
+            bound = usual_size(self.dtype, trained=trained)
+            most = largest(self.adapter.weights, name, bound)
+            if math.isnan(most):
+                return name, most
+            if most > bound:
+                extreme = extreme or (name, most)
+        return extreme
 
     def _try_weight(self, adapted: AdaptedLayer, layer: Layer, result: LayerResult) -> LayerResult:
         """Whether the weight that is merged into is finite, where it was read, and whether what is added overflows."""
         import numpy as np
 
-        from adaptertool.merge.dry_run import merge_product, values_of
+        from adaptertool.merge.dry_run import merge_product, merge_rescaled, values_of
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
 
         product = self._product(adapted)
@@ -362,43 +422,54 @@ class Trial:
             info = self.base.tensor(base_name)
             weight = rounded(values_of(self._weights[base_name], info.dtype), dtype).reshape(info.shape)
             if not np.isfinite(weight).all():
-                reason = f"the base's weight holds NaN or infinity in {dtype}; {self._noticed}"
-                return replace(result, status="blocked", code="ADP204", reason=reason)
+                return self._gives_nan(result, f"the base's weight holds NaN or infinity in {dtype}")
         if product is None:
             return result
-        up, down = adapted.tensors[product.up], adapted.tensors[product.down]
-        if up.nbytes + down.nbytes > self._budget:
+        factors = {name: adapted.tensors[name] for name in (product.up, product.down, product.lengths) if name}
+        size = sum(one.nbytes for one in factors.values())
+        if size > self._budget:
             self.changes = True
-            self._unscanned += 2
+            self._unscanned += len(factors)
             return result
-        self._budget -= up.nbytes + down.nbytes
-        floats = all(DTYPE_NAMES.get(one.dtype) in FLOATS for one in (up, down))
+        self._budget -= size
+        floats = all(DTYPE_NAMES.get(one.dtype) in FLOATS for one in factors.values())
         values = {}
-        for name, one in ((product.up, up), (product.down, down)):
+        for name, one in factors.items():
             if floats:
                 values[name] = values_of(self._content(one.name), one.dtype).reshape(one.shape)
             finite = (
                 np.isfinite(values[name]).all() if floats else first_not_finite(self.adapter.weights, one.name) is None
             )
             if not finite:
-                reason = f"the adapter's {name} holds NaN or infinity; {self._noticed}"
-                return replace(result, status="blocked", code="ADP204", reason=reason)
+                return self._gives_nan(result, f"the adapter's {name} holds NaN or infinity")
         if dtype is None or not floats:
             self.changes = True
             return result
         left, right = values[product.up], values[product.down]
         turned = product.transposed or layer.layer_type == "conv1d"
-        merge = merge_product(left, right, product.scale, dtype, weight.T if weight is not None and turned else weight)
+        if weight is not None and turned:
+            weight = weight.T
+        if product.lengths is None:
+            merge = merge_product(left, right, product.scale, dtype, weight)
+        else:
+            merge = merge_rescaled(left, right, product.scale, values[product.lengths], dtype, weight)
         self.changes = self.changes or not merge.zero
         if not merge.finite:
-            reason = f"the update overflows {dtype}, by itself or added to the base's weight; {self._noticed}"
-            return replace(result, status="blocked", code="ADP204", reason=reason)
+            return self._gives_nan(
+                result,
+                f"the update overflows {dtype}, by itself or with the base's weight"
+                if product.lengths is None
+                else f"rescaled to the adapter's {product.lengths}, the weight is not finite in {dtype}",
+            )
         if not merge.room:
             return replace(
                 result,
                 status="unknown",
                 reason=f"the update comes near the largest number of {dtype}, and whether its sum with the base's weights "
-                "overflows can't be told without reading them",
+                "overflows can't be told without reading them"
+                if product.lengths is None
+                else f"the adapter's {product.lengths} has zeros, or values with which the merged weights may overflow "
+                f"{dtype}, and what becomes of them can't be told without reading the base's weights",
             )
         return result
 

@@ -134,17 +134,24 @@ def _unmade(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _product(config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo]) -> Product | None:
-    """B·A·scale. The variants put something else around it: DoRA divides by a norm of the base weight, for instance."""
+    """B·A·scale, which DoRA rescales together with the base's weight. Other variants put something else around it."""
     if any(config.get(field) for field in (*_VARIANTS, "target_parameters")):
         return None
-    if "lora_B.weight" in tensors and "lora_A.weight" in tensors:
-        return Product("lora_B.weight", "lora_A.weight", _scale(config, module))
+    factors = "lora_B.weight", "lora_A.weight"
+    if config.get("use_dora"):
+        # Convolutions and embeddings have lengths of other dimensions.
+        if any(name not in tensors or len(tensors[name].shape) != 2 for name in factors) or _LENGTHS not in tensors:
+            return None
+        return Product(*factors, _scale(config, module), lengths=_LENGTHS)
+    if all(name in tensors for name in factors):
+        return Product(*factors, _scale(config, module))
     if "lora_embedding_B" in tensors and "lora_embedding_A" in tensors:
         return Product("lora_embedding_B", "lora_embedding_A", _scale(config, module), transposed=True)
     return None
 
 
-_VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config")
+_LENGTHS = "lora_magnitude_vector"
+_VARIANTS = ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config")
 
 
 _FACTORS = low_rank("lora_B.weight", "lora_A.weight")

@@ -85,12 +85,14 @@ class Product:
         down: The one that has a column for each input.
         scale: The factor.
         transposed: Whether the layer keeps its weight with inputs and outputs changed, as an embedding does.
+        lengths: The tensor to whose values the rows of the sum with the base's weight are rescaled, as DoRA does.
     """
 
     up: str
     down: str
     scale: float
     transposed: bool = False
+    lengths: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class MergeRule:
         unmade: Tensors that a file may hold and this config makes no place for.
         starts_at_zero: Whether an update that PEFT makes and nobody trained is zero under this config.
         product: The layer's update, where it is a product of two tensors.
+        normalised: Tensors whose columns the merge divides by their lengths.
     """
 
     bias: BiasUpdate | None = None
@@ -142,6 +145,7 @@ class MergeRule:
     unmade: Callable[[Mapping[str, Any]], Collection[str]] = lambda _: ()
     starts_at_zero: Callable[[Mapping[str, Any]], bool] = lambda _: False
     product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
+    normalised: tuple[str, ...] = ()
 
 
 INTO_WEIGHTS = MergeRule()

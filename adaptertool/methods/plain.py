@@ -172,7 +172,12 @@ PLAIN_METHODS = (
     PlainMethod(
         "HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A"))
     ),
-    PlainMethod("HRA", "hra_", "r", merge=MergeRule(bitsandbytes=False, fits=Sized(into=("hra_u", (0,))))),
+    PlainMethod(
+        "HRA",
+        "hra_",
+        "r",
+        merge=MergeRule(bitsandbytes=False, fits=Sized(into=("hra_u", (0,))), normalised=("hra_u",)),
+    ),
     PlainMethod(
         "LN_TUNING",
         "ln_tuning_",

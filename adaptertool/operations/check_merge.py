@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +11,17 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import adapted_layers, saved_without_weight
+from adaptertool.merge.adapted import adapted_layers
 from adaptertool.merge.attached import attached_layers
 from adaptertool.merge.base import open_base
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.live import build_live_model
 from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.saved import broken_beside, open_entries, saved_modules, unknown_entries
 from adaptertool.merge.targets import Targets
 from adaptertool.merge.tokens import broken_tokens
-from adaptertool.merge.trial import Trial, load_dtype
+from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
 from adaptertool.operations.inspect import describe_adapter, describe_target
@@ -159,7 +161,9 @@ def check_merge(
     attached = attached_layers(opened, adapted, rule, targets, layers)
     pairs = [(one, _ask(opened, layers, one, rule)) for one in attached.layers]
     live: LiveModel | None = None
-    if ask_model and (attached.open or any(layer.status == "unknown" for _, layer in pairs)):
+    weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
+    entries = open_entries(opened, rule, weighted)
+    if ask_model and (attached.open or entries or any(layer.status == "unknown" for _, layer in pairs)):
         modules = [layer.module for layer in adapted]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
@@ -170,11 +174,12 @@ def check_merge(
             (one, known.get(one.module) or _ask(opened, layers, one, rule, live.layers.get(one.module)))
             for one in attached.layers
         ]
+    load = dtype or load_dtype(base_model.config)
     trial = Trial(
         opened,
         base_model,
         rule,
-        dtype or load_dtype(base_model.config),
+        load,
         threshold,
         tied_with=code.tied_with,
         all_biases=all_biases,
@@ -197,12 +202,13 @@ def check_merge(
         ),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
-        checked,
+        checked if live is not None else (*checked, *unknown_entries(entries)),
         (
             *_findings(attached.layers, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
-            *_saved_modules(opened, rule),
-            *broken_tokens(opened, dtype or load_dtype(base_model.config)),
+            *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
+            *broken_beside(opened, load, math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES),
+            *broken_tokens(opened, load),
         ),
         ways_out(layers, missing) if missing else (),
         _note(checked, trial),
@@ -362,23 +368,6 @@ def _findings(adapted: Sequence[AdaptedLayer], results: Sequence[LayerResult], r
         message = f"{where}, {reason}{'.' + raised if raised else ''}"
         findings.append(Finding(code, message[:1].upper() + message[1:], tuple(tensors_of), count))
     return tuple(sorted(findings, key=lambda finding: finding.code))
-
-
-def _saved_modules(adapter: Adapter, rule: MergeRule) -> tuple[Finding, ...]:
-    named = adapter.config.fields.get("modules_to_save")
-    if rule.any_saved_module or not isinstance(named, list):
-        return ()
-    names = [name for name in named if isinstance(name, str)]
-    return tuple(
-        Finding(
-            "ADP207",
-            f"{module} is saved whole (modules_to_save) and has no weight of its own; PEFT raises AttributeError: object has "
-            f"no attribute 'weight' when it puts such a module back after merging {adapter.config.peft_type} layers",
-            tuple(name for name in adapter.weights.tensors if f".{module}." in f".{name}"),
-            1,
-        )
-        for module in saved_without_weight(adapter.weights.tensors, names)
-    )
 
 
 def _note(results: Sequence[LayerResult], trial: Trial) -> str | None:

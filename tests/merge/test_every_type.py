@@ -198,13 +198,31 @@ def test_the_output_layer(tied: bool, peft_type: str, bases: Bases, tmp_path: Pa
 
 
 @pytest.mark.parametrize("peft_type", [one for one in TARGETED if one not in ("LILY", "POLY")])
-@pytest.mark.parametrize("module", ["lm_head", "self_attn"])
+@pytest.mark.parametrize("module", ["lm_head", "self_attn", "attn", "norm", "act_fn", "no_such_module"])
 def test_saved_modules(module: str, peft_type: str, bases: Bases, tmp_path: Path) -> None:
-    """A module of several layers has no weight of its own, and most methods' merge fails at putting it back."""
-    targets: dict[str, Any] = {"target_modules": ["down_proj"]} if peft_type != "LN_TUNING" else {}
+    """A module of several layers has no weight of its own, and most methods' merge fails at putting it back.
+
+    PEFT takes all modules whose names end so, `delora_w_norm` as well.
+    """
+    if (peft_type, module) == ("LN_TUNING", "norm"):
+        pytest.skip("PEFT attaches to none then")
+    targets: dict[str, Any] = {"target_modules": ["up_proj", "down_proj"]} if peft_type != "LN_TUNING" else {}
     if peft_type == "IA3":
         targets["feedforward_modules"] = ["down_proj"]
-    agree(write(tmp_path, peft_type, modules_to_save=[module], **targets), bases)
+    written = write(tmp_path, peft_type, modules_to_save=[module], **targets)
+    if (peft_type, module) == ("DELORA", "norm"):
+        with pytest.raises(KeyError, match="delora_w_norm"):
+            written.loaded(tmp_path)
+        assert adaptertool.check_merge(tmp_path, bases("llama", None)).verdict == "not-mergeable"
+    else:
+        agree(written, bases)
+
+
+def test_a_saved_module_that_the_file_holds_nothing_of(bases: Bases, tmp_path: Path) -> None:
+    """An activation has no parameters; whether the model has one of that name only the model itself can tell."""
+    write(tmp_path, "LOHA", modules_to_save=["act_fn"])
+    report = adaptertool.check_merge(tmp_path, bases("llama", None), ask_model=False)
+    assert (report.verdict, report.layers[-1].module) == ("unknown", "act_fn")
 
 
 @pytest.mark.parametrize("peft_type", TARGETED)

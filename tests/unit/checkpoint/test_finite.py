@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.checkpoint.finite import first_not_finite, may_reach
 from adaptertool.checkpoint.header import TensorInfo
 
 TORCH = {
@@ -66,6 +66,28 @@ def test_wide_dtypes(dtype: str, values: list[int]) -> None:
     data = bytes(values[: len(values) // 8 * 8])
     for piece in (1, 3, 1000):
         assert found(dtype, data, piece) == due(dtype, data)
+
+
+@given(
+    st.sampled_from(["F64", "F32", "BF16", "F16"]),
+    st.lists(st.floats(-6e4, 6e4), min_size=1, max_size=9),
+    st.sampled_from([1.0, 16.0, 256.0, 1e4]),
+)
+def test_large_values(dtype: str, values: list[float], bound: float) -> None:
+    """All that reach a bound are found, and none that is far from it."""
+    tensor = torch.tensor(values, dtype=torch.float64).to(TORCH[dtype])
+    data = tensor.view(torch.uint8).numpy().tobytes()
+    reached = may_reach(OneTensor(dtype, data, 3), "a", bound)  # type: ignore[arg-type]
+    most = float(tensor.double().abs().max())
+    assert reached if most >= bound else not reached or most >= bound / (2**16 if dtype == "F64" else 4)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16", "F16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_reaches_every_bound(dtype: str, value: float) -> None:
+    data = torch.tensor([0.0, value], dtype=TORCH[dtype]).view(torch.uint8).numpy().tobytes()
+    for bound in (1.0, 1e300, float("inf")):
+        assert may_reach(OneTensor(dtype, data, 5), "a", bound)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", ["I64", "U8", "BOOL"])
