@@ -208,9 +208,11 @@ _CODES = (
         "ADP205",
         "update-lost-to-rounding",
         "warning",
-        "A large part of the update disappears when the merged values are rounded to the base model's dtype.",
-        "The merged model is closer to the base than the adapter is.",
-        "Merge in a wider dtype, or serve the adapter unmerged.",
+        "A large part of the update disappears when the merged values are rounded to the base model's dtype, or an unknown "
+        "part when the merged weights are quantised again.",
+        "The merged model is not what the adapter computes. Quantised to 4 bits, small models lost as much as the whole "
+        "update, and to 8 bits up to half of it.",
+        "Merge in a wider dtype, or into the base as it was before it was quantised; or serve the adapter unmerged.",
         "adaptertool check-merge ./adapter --base ./base --dtype float32",
     ),
     Code(
@@ -305,6 +307,18 @@ _CODES = (
         "adapter_config.json is missing, is no valid JSON object, names no peft_type, or holds a value that makes no sense.",
         "PEFT can't load the adapter, and nothing about its projections can be told without it.",
         "Restore the config that was saved with these weights.",
+        "adaptertool inspect ./adapter",
+    ),
+    Code(
+        "ADP305",
+        "base-changed-before-training",
+        "warning",
+        "PEFT changed the base's weights before this adapter was trained, and does not change them alike when it loads it.",
+        "PiSSA, CorDA and LoRA-GA move a part of each weight into the adapter. pissa_niter_… finds it with random numbers, "
+        "anew at each loading; LoRA-GA takes nothing out of the base at loading; CorDA raises. On the base as it is published "
+        "the adapter computes something else than it was trained to, merged or not, and nothing tells.",
+        "Save it again from the training run with path_initial_model_for_weight_conversion. Or save the changed base beside "
+        "it, and load it onto that with init_lora_weights set to true.",
         "adaptertool inspect ./adapter",
     ),
 )

@@ -7,20 +7,15 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal
 
+from adaptertool.merge.quantised import FORWARD_ONLY, REQUANTISED, STORED_BY_NAME, quantisation_of
 from adaptertool.merge.resolve import Names, Resolution, is_quantized, modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from adaptertool.merge.base import Base
     from adaptertool.merge.flags import CodeLayer, ModelCode
     from adaptertool.merge.result import LayerType, Status
-
-QUANTIZATIONS_WITHOUT_MERGE = frozenset({"gptq", "awq", "aqlm", "eetq", "inc", "auto-round"})
-"""PEFT attaches layers of its own to these, which have no merge (`peft/tuners/lora/{gptq,awq,aqlm,eetq,inc}.py`)."""
-
-QUANTIZATIONS_WITH_MERGE = frozenset({"bitsandbytes", "bnb", "hqq"})
-"""PEFT dequantises, merges and quantises again."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class BaseLayers:
         self._counts: dict[str, int | None] = {}
         settings = base.config.get("quantization_config")
         self._quantization: Mapping[str, Any] = settings if isinstance(settings, dict) else {}
-        self.quantization = str(self._quantization.get("quant_method", "unknown")) if self._quantization else None
+        self.quantization = quantisation_of(self._quantization)
         # With trust_remote_code, code that comes with the files takes the place of transformers' own.
         self._own_code = isinstance(base.config.get("auto_map"), dict)
 
@@ -100,7 +95,7 @@ class BaseLayers:
         return count is not None and number >= count
 
     def needs_bias(
-        self, module: str, *, linear_only: bool, live: CodeLayer | None = None, bitsandbytes: bool | None = True
+        self, module: str, *, linear_only: bool, live: CodeLayer | None = None, quantised: Collection[str] = ()
     ) -> Layer:
         """Whether a bias can be merged into the layer.
 
@@ -108,14 +103,14 @@ class BaseLayers:
             module: Its path in the live model.
             linear_only: Whether the method attaches to `nn.Linear` only.
             live: What the built model says of it, where it was built.
-            bitsandbytes: See `MergeRule.bitsandbytes`.
+            quantised: See `MergeRule.quantised`.
         """
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
         if self.is_beyond(module):
             return self._beyond(layer)
-        unsupported = self._unsupported(layer, code, linear_only=linear_only, bitsandbytes=bitsandbytes)
+        unsupported = self._unsupported(layer, code, linear_only=linear_only, quantised=quantised)
         if unsupported is not None:
             return unsupported
         created = code.bias if code is not None else None
@@ -131,7 +126,7 @@ class BaseLayers:
         live: CodeLayer | None = None,
         *,
         any_kind: bool = False,
-        bitsandbytes: bool | None = True,
+        quantised: Collection[str] = (),
     ) -> Layer:
         """Whether the layer is there and its weight can be merged into.
 
@@ -139,14 +134,14 @@ class BaseLayers:
             module: Its path in the live model.
             live: What the built model says of it, where it was built.
             any_kind: Whether it need not be of a kind that the model's code is known to have, such as a norm.
-            bitsandbytes: See `MergeRule.bitsandbytes`.
+            quantised: See `MergeRule.quantised`.
         """
         code = live or self.code.layer(module)
         found = self._find(module)
         layer = self._known(module, found, code)
         if self.is_beyond(module):
             return self._beyond(layer)
-        unsupported = self._unsupported(layer, code, linear_only=False, bitsandbytes=bitsandbytes)
+        unsupported = self._unsupported(layer, code, linear_only=False, quantised=quantised)
         if unsupported is not None:
             return unsupported
         has_bias = code.bias if code is not None else (layer.bias is not None if found.module else None)
@@ -202,7 +197,7 @@ class BaseLayers:
 
         Formats that are known for storing what they quantise under names of their own leave the other layers as they are.
         """
-        if self.quantization is None or self.quantization in (*QUANTIZATIONS_WITHOUT_MERGE, *QUANTIZATIONS_WITH_MERGE):
+        if self.quantization is None or self.quantization in STORED_BY_NAME:
             return False
         if code is not None and code.kind != "linear":
             return False
@@ -211,34 +206,29 @@ class BaseLayers:
         return not any(_covers(name, module) for name in (*kept, "lm_head"))
 
     def _unsupported(
-        self, layer: Layer, code: CodeLayer | None, *, linear_only: bool, bitsandbytes: bool | None
+        self, layer: Layer, code: CodeLayer | None, *, linear_only: bool, quantised: Collection[str]
     ) -> Layer | None:
         if layer.layer_type == "quantized":
             method = self.quantization or "an unnamed quantisation"
-            if method in QUANTIZATIONS_WITHOUT_MERGE:
+            if method in FORWARD_ONLY:
                 return replace(
                     layer,
                     status="blocked",
                     code="ADP207",
                     reason=f"the base is quantised with {method}, which has no merge",
                 )
-            if method not in QUANTIZATIONS_WITH_MERGE:
+            if method not in REQUANTISED:
                 return replace(
                     layer,
                     reason=f"the base layer is quantised with {method}, and whether PEFT merges into that is not known",
                 )
-            if bitsandbytes is False:
+            if method not in quantised:
                 return replace(
                     layer,
                     status="blocked",
                     code="ADP207",
                     reason=f"the base layer is quantised with {method}, and this method's merge is for plain weights: PEFT "
-                    "raises, or adds to the packed numbers",
-                )
-            if bitsandbytes is None:
-                return replace(
-                    layer,
-                    reason=f"the base layer is quantised with {method}, and whether this method merges into that is not known",
+                    "raises when it attaches or merges it, or adds to the packed numbers",
                 )
         if not linear_only and self._is_parametrised(layer.stored):
             return replace(

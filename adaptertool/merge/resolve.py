@@ -75,8 +75,15 @@ QUANTIZED_LEAVES = (
     "weight_shape",
     "codebooks",
     "codes",
+    "W_q",
+    "_weight_qdata",
+    "_weight_scale",
+    "_weight_zero_point",
 )
-"""What quantised formats store beside or instead of a weight: bitsandbytes, GPTQ and AWQ, fp8, compressed-tensors, AQLM."""
+"""What quantised formats store beside or instead of a weight.
+
+They are those of bitsandbytes, GPTQ and AWQ, fp8, compressed-tensors, AQLM, HQQ and torchao.
+"""
 
 
 @dataclass(frozen=True)

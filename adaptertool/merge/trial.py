@@ -302,7 +302,20 @@ class Trial:
             and (hazard := self._hazard or self._embedding_hazard(adapted, layer, update)) is not None
         ):
             result = replace(result, status="lossy", code=HAZARD, reason=hazard)
+        if result.status == "ok" and layer.layer_type == "quantized" and self._weight_tensors(adapted, update):
+            result = self._quantised_again(result)
         return result
+
+    def _quantised_again(self, result: LayerResult) -> LayerResult:
+        """How much of an update is lost where the merged weight is quantised again was not computed, and is never nothing."""
+        if self.threshold >= 1:
+            return result
+        return replace(
+            result,
+            status="lossy",
+            code="ADP205",
+            reason="the merged weight is quantised again, as the base's is, and what is below half a step of that is lost",
+        )
 
     @property
     def _noticed(self) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Method
 
 _FILES: Mapping[str, str] = {
+    "ADALORA": "adalora",
     "ADAMSS": "adamss",
     "BEFT": "beft",
     "CARTRIDGE": "cartridge",

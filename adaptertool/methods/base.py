@@ -205,6 +205,9 @@ class Method(Protocol):
             CorruptError: a config value that the answer depends on makes no sense (ADP304).
         """
 
+    def loads_otherwise(self, config: AdapterConfig) -> str | None:
+        """Why PEFT loads it into something else than was trained, as a sentence; None where it does not, or nobody knows."""
+
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
         """What a user should know about tensors that were not trained and still have to stay in the file."""
 

@@ -6,7 +6,7 @@ anything else raises TypeError when the adapter is attached.
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import BiasUpdate, MergeRule
+from adaptertool.methods.merging import BACKENDS, BiasUpdate, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 BEFT = PlainMethod(
@@ -17,7 +17,7 @@ BEFT = PlainMethod(
             "beft_bias",
             "ValueError: Base layer has no bias, cannot merge bias adapter default",
             leading=(1,),
-            bitsandbytes=True,
+            quantised=BACKENDS,
         ),
         linear_only=True,
         made=lambda *_: ("beft_bias",),

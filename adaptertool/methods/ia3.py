@@ -19,4 +19,4 @@ def _fits(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features:
     return vector is None or vector.shape in ((out_features, 1), (1, in_features))
 
 
-IA3 = PlainMethod("IA3", "ia3_", merge=MergeRule(bitsandbytes=False, fits=_fits))
+IA3 = PlainMethod("IA3", "ia3_", merge=MergeRule(fits=_fits))

@@ -30,4 +30,4 @@ def _sides(tensors: Mapping[str, TensorInfo], factor: str) -> tuple[int, int] | 
     return left.shape[0], right.shape[1]
 
 
-LOKR = PlainMethod("LOKR", "lokr_", "r", merge=MergeRule(bitsandbytes=False, fits=_fits))
+LOKR = PlainMethod("LOKR", "lokr_", "r", merge=MergeRule(fits=_fits))

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
+from adaptertool.methods import initialisation, replication
 from adaptertool.methods.merging import BiasUpdate, MergeRule, Product, low_rank
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 
@@ -24,37 +25,15 @@ def _never(config: Mapping[str, Any]) -> str | None:
         return "activated LoRA (alora_invocation_tokens) applies from a token of the input on"
     if config.get("arrow_config"):
         return "Arrow (arrow_config) routes by the input"
+    return None
+
+
+def _refused(config: Mapping[str, Any]) -> str | None:
     if _has_bias(config) and config.get("use_dora"):
         return "its config asks for lora_bias and for use_dora, and PEFT raises ValueError for the two together"
     if _has_bias(config) and config.get("init_lora_weights", True) not in (True, False):
         return "its config asks for lora_bias and for an init_lora_weights with which PEFT raises ValueError"
-    return None
-
-
-def _hazard(config: Mapping[str, Any]) -> str | None:
-    if config.get("layer_replication"):
-        return (
-            "layer_replication trained several updates for one base layer, and merge_and_unload adds them all to the weights "
-            "that the replicas share"
-        )
-    return None
-
-
-def _base_module(config: Mapping[str, Any], module: str) -> str:
-    """As `replicate_layers` in peft/tuners/tuners_utils.py: the model's layers are ranges of the base's, one after another."""
-    ranges = config.get("layer_replication")
-    number = re.search(r"(?<=\.)\d+(?=\.)", module)
-    if not isinstance(ranges, list) or number is None:
-        return module
-    try:
-        layers = [layer for start, end in ranges for layer in range(start, min(end, _MOST_LAYERS))]
-    except (TypeError, ValueError) as error:
-        raise _makes_no_sense(f"layer_replication is {ranges!r}, no list of ranges") from error
-    index = int(number[0])
-    return f"{module[: number.start()]}{layers[index]}{module[number.end() :]}" if index < len(layers) else module
-
-
-_MOST_LAYERS = 100_000
+    return initialisation.refused(config)
 
 
 def _has_bias(config: Mapping[str, Any]) -> bool:
@@ -154,6 +133,17 @@ _LENGTHS = "lora_magnitude_vector"
 _VARIANTS = ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config")
 
 
+def _plain_only(config: Mapping[str, Any], quantisation: str) -> str | None:
+    """What the layers in `peft/tuners/lora/{bnb,hqq,torchao}.py` leave out of what those for plain weights can."""
+    if quantisation == "torchao" and config.get("use_dora"):
+        return "the merge into such a weight adds B·A alone and leaves DoRA's magnitude out, without an error"
+    if quantisation == "torchao" and config.get("use_bdlora"):
+        return "the merge into such a weight raises for block-diagonal factors (use_bdlora)"
+    if quantisation != "torchao" and config.get("velora_config"):
+        return "PEFT raises ValueError for velora_config on such a layer"
+    return initialisation.plain_only(config, quantisation)
+
+
 _FACTORS = low_rank("lora_B.weight", "lora_A.weight")
 
 
@@ -179,6 +169,7 @@ LORA = PlainMethod(
     ),
     # MonteCLoRA's buffers, and the direction that VeLoRA takes from activations.
     state=r".*\.(?:lora_monteclora_sampler\.(?:gaussian_var_prior|expert_weights)|lora_velora_embed)",
+    otherwise=initialisation.loads_otherwise,
     merge=MergeRule(
         bias=BiasUpdate(
             "lora_B.bias",
@@ -186,16 +177,19 @@ LORA = PlainMethod(
             _scale,
             wanted=_has_bias,
         ),
-        bitsandbytes=True,
+        quantised=frozenset({"bitsandbytes", "hqq", "torchao"}),
+        plain_only=_plain_only,
         never=_never,
-        hazard=_hazard,
-        base_module=_base_module,
+        refused=_refused,
+        hazard=lambda config: replication.hazard(config) or initialisation.drawn_anew(config),
+        undecided=lambda config: initialisation.left_out(config) or initialisation.quantised_anew(config),
+        base_module=replication.base_module,
         fits=_fits,
         any_saved_module=True,
         misfit=_misfit,
         made=_made,
         unmade=_unmade,
-        starts_at_zero=lambda config: config.get("init_lora_weights", True) in (True, "gaussian"),
+        starts_at_zero=lambda config: config.get("init_lora_weights", True) in (True, "gaussian", "eva", "lora_ga"),
         product=_product,
     ),
 )

@@ -61,7 +61,7 @@ class BiasUpdate:
         scale: The factor that the merge applies, from the config and the module path; None for 1.
         leading: The dimensions that the tensor has before out_features.
         wanted: Whether PEFT makes one under this config. Where it does, it merges one, whether the file holds it or not.
-        bitsandbytes: As in `MergeRule`, of a layer that has such a bias.
+        quantised: As in `MergeRule`, of a layer that has such a bias.
     """
 
     tensor: str
@@ -69,7 +69,7 @@ class BiasUpdate:
     scale: Callable[[Mapping[str, Any], str], float] | None = None
     leading: tuple[int, ...] = ()
     wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
-    bitsandbytes: bool = False
+    quantised: frozenset[str] = frozenset()
 
     def shape(self, out_features: int) -> tuple[int, ...]:
         """The shape that the tensor must have for a layer of that many outputs."""
@@ -106,6 +106,7 @@ class MergeRule:
         own_tensors: Whether each layer that it trained has tensors of its own in the file; else the config alone tells which.
         looks: Whether `safe_merge=True` makes it look for NaN and infinity.
         never: Why it has no merge; from the config, None where it has one.
+        refused: Why PEFT does not even load an adapter of this config, as a sentence; None where it does.
         hazard: Why a merge that raises nothing gives something else than the adapter; None where it does not.
         base_module: The base's module path of a layer of the adapted model, which can have more layers than the base.
         fits: Whether a layer's tensors, by their name in the module, are for a layer of these out_features and in_features
@@ -115,14 +116,17 @@ class MergeRule:
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
             RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
             the LoRA and HiRA tuners have their own.
-        bitsandbytes: Whether it merges into a weight that bitsandbytes quantised, to 8 or 4 bits. Where it does not, it raises
-            or adds to the packed numbers. None where it was not tried. (PEFT 0.21.2 with bitsandbytes 0.50.2.)
+        quantised: The formats of quantised weights that it merges into, as a base's config calls them. Into the others it
+            raises, when the adapter is attached or merged, or it adds to the packed numbers.
+        plain_only: Why PEFT does not merge into such a format under this config all the same, as a sentence.
         misfit: Why PEFT does not load a layer's tensors under this config, as the rest of a sentence about the adapter; from
             the config, the module path and the layer's tensors by their name in the module. None where it loads them.
         made: The tensors that PEFT makes for a layer under this config, as far as that decides anything: one that the file
             lacks stays as it was made, and one of the other names that `unmade` lists is left out.
         unmade: Tensors that a file may hold and this config makes no place for.
         starts_at_zero: Whether an update that PEFT makes and nobody trained is zero under this config.
+        undecided: What no file tells and decides whether a merge that raises nothing is right, as a sentence; None where
+            nothing is open.
         product: The layer's update, where it is a product of two tensors.
         normalised: Tensors whose columns the merge divides by their lengths.
     """
@@ -133,20 +137,35 @@ class MergeRule:
     own_tensors: bool = True
     looks: bool = True
     never: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    refused: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     base_module: Callable[[Mapping[str, Any], str], str] = lambda _, module: module
     fits: Callable[[Mapping[str, Any], Mapping[str, TensorInfo], int, int], bool] | None = None
     tied: bool = False
     scaled: bool = True
     any_saved_module: bool = False
-    bitsandbytes: bool | None = None
+    quantised: frozenset[str] = frozenset()
+    plain_only: Callable[[Mapping[str, Any], str], str | None] = lambda *_: None
     misfit: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], str | None] = lambda *_: None
     made: Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Collection[str]] = lambda *_: ()
     unmade: Callable[[Mapping[str, Any]], Collection[str]] = lambda _: ()
     starts_at_zero: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    undecided: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
     normalised: tuple[str, ...] = ()
 
+
+BITSANDBYTES = frozenset({"bitsandbytes"})
+"""Of methods with layers of their own for weights of 8 and 4 bits (`peft/tuners/*/bnb.py`), as far as those merge."""
+
+BACKENDS = frozenset({"bitsandbytes", "torchao"})
+"""Of methods that go through `peft/utils/quantization_utils.py`.
+
+It can merge into weights of HQQ too, but `BaseTuner._replace_module` then assigns a weight to a layer that has none, and
+`merge_and_unload` raises AttributeError. For GPTQ, AWQ, AQLM, EETQ and INC it has a forward pass alone.
+
+Here as in all rules, read in PEFT 0.21.2 and tried with bitsandbytes 0.50.2, torchao 0.18.0 and hqq 0.2.8.
+"""
 
 INTO_WEIGHTS = MergeRule()
 """The rule of most methods."""

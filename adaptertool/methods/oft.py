@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import MergeRule
+from adaptertool.methods.merging import BACKENDS, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -26,4 +26,4 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], _: int, 
     return rotation.shape[0] * block == in_features
 
 
-OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(bitsandbytes=True, fits=_fits))
+OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(quantised=BACKENDS, fits=_fits))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptertool.methods.base import Note, Role, general_role, general_trained
-from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, Sized, low_rank, no_merge
+from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, INTO_WEIGHTS, MergeRule, Sized, low_rank, no_merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,6 +54,7 @@ class PlainMethod:
         of_the_base: Its tensors that only the base model's weights could bring back.
         state: What the names of tensors match, whole, that are kept beside what is trained and are not trained themselves.
         merge: What merging it needs; None where that is not known.
+        otherwise: Why PEFT does not load what was trained, from the config, as a sentence; None where it does.
     """
 
     peft_type: str
@@ -64,6 +65,7 @@ class PlainMethod:
     of_the_base: tuple[OfTheBase, ...] = ()
     state: str | None = None
     merge: MergeRule | None = INTO_WEIGHTS
+    otherwise: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     known: ClassVar[bool] = True
 
     @property
@@ -95,6 +97,10 @@ class PlainMethod:
     def trained(self, tensor: TensorInfo, config: AdapterConfig) -> int:
         """All of its numbers, but for embeddings that are only saved."""
         return general_trained(tensor, self.role(tensor.name, config), config)
+
+    def loads_otherwise(self, config: AdapterConfig) -> str | None:
+        """As the method's own rule says."""
+        return self.otherwise(config.fields)
 
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
         """One for each kind of tensor that needs the base model."""
@@ -131,6 +137,9 @@ class UnknownMethod:
         """Unknown but for what PEFT saves beside any method's own tensors."""
         return general_trained(tensor, self.role(tensor.name, config), config)
 
+    def loads_otherwise(self, config: AdapterConfig) -> None:
+        """Unknown."""
+
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
         """That the method is not known."""
         names = tuple(name for name in tensors if self.role(name, config) == "other")
@@ -145,50 +154,47 @@ DECOMPOSITION = "It stays, because a decomposition gives other bits on other mac
 
 PLAIN_METHODS = (
     PlainMethod(
-        "ADALORA",
-        "lora_",
-        "init_r",
-        merge=MergeRule(bitsandbytes=False, any_saved_module=True, fits=low_rank("lora_B", "lora_A")),
-    ),
-    PlainMethod(
         "ADAPTION_PROMPT",
         "adaption_",
         merge=no_merge("it adds a gated attention branch that depends on the input"),
     ),
-    PlainMethod("BOFT", "boft_", merge=MergeRule(bitsandbytes=True, fits=Sized(out=("boft_s", (0,))))),
+    PlainMethod("BOFT", "boft_", merge=MergeRule(quantised=BACKENDS, fits=Sized(out=("boft_s", (0,))))),
     PlainMethod(
         "C3A",
         "c3a_",
-        merge=MergeRule(bitsandbytes=False, fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2)))),
+        merge=MergeRule(fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2)))),
     ),
     PlainMethod("DEFT", "deft_", "r", merge=MergeRule(fits=low_rank("deft_P", "deft_R"))),
-    PlainMethod("FOURIERFT", "fourierft_", merge=MergeRule(bitsandbytes=False)),
+    PlainMethod("FOURIERFT", "fourierft_"),
     PlainMethod(
         "GRALORA",
         "gralora_",
         "r",
-        merge=MergeRule(bitsandbytes=False, fits=Sized(out=("gralora_B", (0, 2)), into=("gralora_A", (0, 1)))),
+        merge=MergeRule(fits=Sized(out=("gralora_B", (0, 2)), into=("gralora_A", (0, 1)))),
     ),
     PlainMethod(
-        "HIRA", "hira_", "r", merge=MergeRule(any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A"))
+        "HIRA",
+        "hira_",
+        "r",
+        merge=MergeRule(quantised=BITSANDBYTES, any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A")),
     ),
     PlainMethod(
         "HRA",
         "hra_",
         "r",
-        merge=MergeRule(bitsandbytes=False, fits=Sized(into=("hra_u", (0,))), normalised=("hra_u",)),
+        merge=MergeRule(fits=Sized(into=("hra_u", (0,))), normalised=("hra_u",)),
     ),
     PlainMethod(
         "LN_TUNING",
         "ln_tuning_",
         merge=MergeRule(whole_module="ln_tuning_layers", looks=False, any_saved_module=True),
     ),
-    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(bitsandbytes=False, fits=low_rank("hada_w1_a", "hada_w1_b"))),
+    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(fits=low_rank("hada_w1_a", "hada_w1_b"))),
     PlainMethod("OSF", "osf_", merge=MergeRule(fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"))),
     PlainMethod("PEANUT", "peanut_", "r", merge=MergeRule(fits=Sized(out=("peanut_B.weight", (0,))))),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
     PlainMethod("PSOFT", "psoft_", "r"),
     PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
-    PlainMethod("WAVEFT", "waveft_", merge=MergeRule(bitsandbytes=False)),
+    PlainMethod("WAVEFT", "waveft_"),
 )
 """Those that have nothing else to be said of; the others have a file each."""

@@ -38,4 +38,4 @@ class VbLora(PlainMethod):
         return super().trained(tensor, config)
 
 
-VBLORA = VbLora("VBLORA", "vblora_", "r", merge=MergeRule(bitsandbytes=False, fits=_fits))
+VBLORA = VbLora("VBLORA", "vblora_", "r", merge=MergeRule(fits=_fits))

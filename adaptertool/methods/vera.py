@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.merging import MergeRule, Sized
+from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, MergeRule, Sized
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 from adaptertool.projection.stored import Stored
@@ -137,9 +137,27 @@ class VeraProjections:
         return tuple(dict.fromkeys(match["module"] for name in names if (match := pattern.fullmatch(name))))
 
 
-def _merge(prefix: str) -> MergeRule:
-    return MergeRule(bitsandbytes=True, fits=Sized(out=(f"{prefix}_lambda_b", (0,))))
+def _sampled(config: Mapping[str, Any]) -> str | None:
+    if config.get("sample_at_inference"):
+        return "sample_at_inference draws the update anew for each input, and the merge adds its mean"
+    return None
 
 
-VERA = PlainMethod("VERA", "vera_lambda_", "r", projections=VeraProjections("vera", rows=1), merge=_merge("vera"))
-PVERA = PlainMethod("PVERA", "pvera_lambda_", "r", projections=VeraProjections("pvera", rows=2), merge=_merge("pvera"))
+def _sized(prefix: str) -> Sized:
+    return Sized(out=(f"{prefix}_lambda_b", (0,)))
+
+
+VERA = PlainMethod(
+    "VERA",
+    "vera_lambda_",
+    "r",
+    projections=VeraProjections("vera", rows=1),
+    merge=MergeRule(quantised=BACKENDS, fits=_sized("vera")),
+)
+PVERA = PlainMethod(
+    "PVERA",
+    "pvera_lambda_",
+    "r",
+    projections=VeraProjections("pvera", rows=2),
+    merge=MergeRule(quantised=BITSANDBYTES, hazard=_sampled, fits=_sized("pvera")),
+)

@@ -146,6 +146,9 @@ def check_merge(
     if (why := rule.never(opened.config.fields)) is not None:
         message = f"{opened.config.peft_type} has no merge: {why}"
         return _without_base(opened, Finding("ADP206", message, fix="Serve the adapter unmerged."), threshold)
+    if (why := rule.refused(opened.config.fields)) is not None:
+        message = f"PEFT does not load this {opened.config.peft_type} adapter: {why}"
+        return _without_base(opened, Finding("ADP206", message), threshold)
     adapted = adapted_layers(opened.weights.tensors.values(), method.prefixes)
     if not adapted and rule.own_tensors:
         if (hazard := rule.hazard(opened.config.fields)) is not None:
@@ -234,6 +237,8 @@ def _with_open_questions(
             else one
             for one in checked
         ]
+    if (why := rule.undecided(adapter.config.fields)) is not None:
+        checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (
         "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "
         "told from the base's files"
@@ -336,12 +341,15 @@ def _ask(
     fields = adapter.config.fields
     module = rule.base_module(fields, adapted.module)
     if rule.bias is not None and rule.bias.wanted(fields):
-        layer = layers.needs_bias(module, linear_only=rule.linear_only, live=live, bitsandbytes=rule.bias.bitsandbytes)
+        layer = layers.needs_bias(module, linear_only=rule.linear_only, live=live, quantised=rule.bias.quantised)
     else:
-        layer = layers.needs_weight(
-            module, live=live, any_kind=rule.whole_module is not None, bitsandbytes=rule.bitsandbytes
-        )
+        layer = layers.needs_weight(module, live=live, any_kind=rule.whole_module is not None, quantised=rule.quantised)
     layer = replace(layer, module=adapted.module)
+    if layer.status == "ok" and layer.layer_type == "quantized" and layers.quantization is not None:
+        why = rule.plain_only(fields, layers.quantization)
+        if why is not None:
+            reason = f"the base layer is quantised with {layers.quantization}: {why}"
+            layer = replace(layer, status="blocked", code="ADP207", reason=reason)
     misfit = rule.misfit(fields, adapted.module, adapted.tensors)
     return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
 

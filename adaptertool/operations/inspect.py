@@ -165,6 +165,9 @@ def examine_adapter(
         from adaptertool.operations.base_copies import finding_about
 
         findings += finding_about(adapter)
+    if (why := method_of(adapter.config).loads_otherwise(adapter.config)) is not None:
+        fix = "save it again with path_initial_model_for_weight_conversion"
+        findings.append(Finding("ADP305", f"{why[:1].upper()}{why[1:]}.", fix=fix))
     findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":
         message = f"{adapter.weights_name} is a pickle; loading one can run code. It was opened without running any."

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from peft import DeloraConfig, IA3Config, LoHaConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 import adaptertool
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
@@ -289,60 +287,6 @@ def test_a_method_that_was_not_looked_into(
     adapter = rewrite(beft_of("qwen2"), tmp_path / "adapter", same, peft_type="SOMETHING_NEW")
     report = check_merge(adapter, base_of("qwen2"))
     assert (report.verdict, report.exit_code) == ("unknown", 3)
-
-
-class TestQuantised:
-    def quantised(self, tmp_path: Path, base: Path, method: str, leaf: str) -> Path:
-        target = rewrite(base, tmp_path / method, same, quantization_config={"quant_method": method})
-        tensors = load_file(target / "model.safetensors")
-        for name in [name for name in tensors if name.endswith("v_proj.weight")]:
-            weight = tensors.pop(name) if leaf == "qweight" else tensors[name]
-            stem = name if leaf.startswith("weight.") else ""
-            tensors[f"{name.removesuffix('.weight')}.{leaf}"] = weight.clone()
-            assert stem in (name, "")
-        save_file(tensors, target / "model.safetensors", {"format": "pt"})
-        return target
-
-    def test_bitsandbytes_biases_are_plain(
-        self, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
-    ) -> None:
-        base = self.quantised(tmp_path, base_of("qwen2"), "bitsandbytes", "weight.absmax")
-        report = check_merge(beft_of("qwen2"), base)
-        assert report.verdict == "mergeable"
-        assert {layer.layer_type for layer in report.layers} == {"quantized"}
-
-    @pytest.mark.parametrize(
-        ("config", "verdict"),
-        [
-            (LoraConfig(target_modules=["v_proj"]), "mergeable"),
-            (VeraConfig(target_modules=["v_proj"]), "mergeable"),
-            (LoraConfig(target_modules=["v_proj"], lora_bias=True), "not-mergeable"),
-            (IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "not-mergeable"),
-            (LoHaConfig(target_modules=["v_proj"]), "not-mergeable"),
-            (DeloraConfig(target_modules=["v_proj"]), "unknown"),
-        ],
-        ids=["lora", "vera", "lora-bias", "ia3", "loha", "delora"],
-    )
-    def test_bitsandbytes_is_not_for_every_method(
-        self, config: PeftConfig, verdict: str, tmp_path: Path, base_of: Callable[[str], Path]
-    ) -> None:
-        """What PEFT 0.21.2 did with real bases of bitsandbytes 0.50.2, which is not installed here."""
-        model = AutoModelForCausalLM.from_pretrained(base_of("qwen2"))
-        get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
-        base = self.quantised(tmp_path, base_of("qwen2"), "bitsandbytes", "weight.absmax")
-        assert check_merge(tmp_path / "adapter", base).verdict == verdict
-
-    def test_gptq_has_no_merge(
-        self, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
-    ) -> None:
-        report = check_merge(beft_of("qwen2"), self.quantised(tmp_path, base_of("qwen2"), "gptq", "qweight"))
-        assert {(layer.layer_type, layer.code) for layer in report.layers} == {("quantized", "ADP207")}
-
-    def test_other_formats_are_unknown(
-        self, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
-    ) -> None:
-        report = check_merge(beft_of("qwen2"), self.quantised(tmp_path, base_of("qwen2"), "fp8", "weight_scale_inv"))
-        assert report.verdict == "unknown"
 
 
 def test_beft_on_a_conv1d_is_unsupported(tmp_path: Path, base_of: Callable[[str], Path]) -> None:

@@ -1,0 +1,18 @@
+"""AdaLoRA: LoRA with a diagonal between its factors, of which training prunes entries.
+
+Source: `peft/tuners/adalora/`, read at 0.21.2. Its model is LoRA's with other layers; those for quantised weights have no
+merge.
+"""
+
+from __future__ import annotations
+
+from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.replication import base_module, hazard
+
+ADALORA = PlainMethod(
+    "ADALORA",
+    "lora_",
+    "init_r",
+    merge=MergeRule(hazard=hazard, base_module=base_module, any_saved_module=True, fits=low_rank("lora_B", "lora_A")),
+)

@@ -1,0 +1,45 @@
+"""Layer replication: a model that is made of ranges of the base's layers, each with an update of its own.
+
+Source: `replicate_layers` in `peft/tuners/tuners_utils.py`, which the LoRA and AdaLoRA models call, read at 0.21.2.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.errors import CorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def hazard(config: Mapping[str, Any]) -> str | None:
+    """See `MergeRule.hazard`."""
+    if config.get("layer_replication"):
+        return (
+            "layer_replication trained several updates for one base layer, and merge_and_unload adds them all to the weights "
+            "that the replicas share"
+        )
+    return None
+
+
+def base_module(config: Mapping[str, Any], module: str) -> str:
+    """See `MergeRule.base_module`: the model's layers are ranges of the base's, one after another."""
+    ranges = config.get("layer_replication")
+    number = re.search(r"(?<=\.)\d+(?=\.)", module)
+    if not isinstance(ranges, list) or number is None:
+        return module
+    try:
+        layers = [layer for start, end in ranges for layer in range(start, min(end, _MOST_LAYERS))]
+    except (TypeError, ValueError) as error:
+        raise CorruptError(
+            f"layer_replication is {ranges!r}, no list of ranges",
+            code="ADP304",
+            hint="Restore the config that was saved with these weights.",
+        ) from error
+    index = int(number[0])
+    return f"{module[: number.start()]}{layers[index]}{module[number.end() :]}" if index < len(layers) else module
+
+
+_MOST_LAYERS = 100_000

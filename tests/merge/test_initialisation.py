@@ -1,0 +1,162 @@
+"""LoRA initialisations that change the base: what PEFT loads, and what the tool says of it, before and after a conversion."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
+from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+
+import adaptertool
+from tests.methods.written import TARGETS, base, logits, shake, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+TOKENS = torch.arange(1, 33).reshape(4, 8)
+CHANGING = ("pissa", "pissa_niter_2", "olora", "corda", "lora_ga")
+FIELDS: dict[str, dict[str, Any]] = {
+    "eva": {"eva_config": EvaConfig(rho=1.0)},
+    "corda": {"corda_config": CordaConfig()},
+    "lora_ga": {"lora_ga_config": LoraGAConfig()},
+}
+
+
+def attached(bare: PreTrainedModel, how: str) -> PeftModel:
+    """The base with a LoRA of that initialisation, as each of them wants it."""
+    fields = FIELDS.get(how, {})
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        target_modules=TARGETS["llama"],
+        init_lora_weights=how,  # type: ignore[arg-type]  # PEFT's annotation leaves one out
+        **fields,
+    )
+    torch.manual_seed(1)
+    if how == "corda":
+        preprocess_corda(bare, config, lambda: bare(TOKENS.reshape(1, -1)))
+    if how == "lora_ga":
+
+        def step() -> None:
+            bare(TOKENS, labels=TOKENS).loss.backward()
+
+        preprocess_loraga(bare, config, step)
+    model = get_peft_model(bare, config, low_cpu_mem_usage=how == "eva")
+    if how == "eva":
+        data = [{"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}] * 4
+        initialize_lora_eva_weights(model, data, show_progress_bar=False)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+class Trained:
+    """An adapter before and after training, the base that it was trained on, and what came out.
+
+    Attributes:
+        adapter: As PEFT saves it.
+        converted: As PEFT saves it with `path_initial_model_for_weight_conversion`.
+        original: The base.
+        changed: The base as it was while the adapter was trained.
+        logits: What the trained model computes.
+    """
+
+    def __init__(self, how: str, folder: Path) -> None:
+        self.adapter, self.converted = folder / "adapter", folder / "converted"
+        self.original, self.changed = folder / "original", folder / "changed"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            base("llama").save_pretrained(self.original)
+            model = attached(base("llama"), how)
+            model.save_pretrained(str(folder / "initial"))
+            shake(model)
+            self.logits = logits(model.eval())
+            model.save_pretrained(str(self.adapter))
+            if how in CHANGING:
+                initial = str(folder / "initial")
+                model.save_pretrained(str(self.converted), path_initial_model_for_weight_conversion=initial)
+            model.unload().save_pretrained(self.changed)
+
+    def merged(self, adapter: Path, onto: Path) -> torch.Tensor:
+        """What PEFT's merge of a saved adapter into a saved base gives."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bare = type(base("llama")).from_pretrained(onto)
+            torch.manual_seed(99)
+            return logits(PeftModel.from_pretrained(bare, str(adapter)).merge_and_unload(safe_merge=True).eval())
+
+    def is_right(self, adapter: Path, onto: Path) -> bool:
+        """Whether that is what was trained."""
+        effect = float((self.logits - logits(base("llama"))).abs().max())
+        return float((self.merged(adapter, onto) - self.logits).abs().max()) <= 1e-3 * effect
+
+
+@pytest.mark.parametrize("how", ["pissa", "olora", "eva"])
+def test_what_is_found_again_at_loading_merges_rightly(how: str, tmp_path: Path) -> None:
+    trained = Trained(how, tmp_path)
+    assert adaptertool.check_merge(trained.adapter, trained.original).verdict == "mergeable"
+    assert trained.is_right(trained.adapter, trained.original)
+    assert not adaptertool.inspect(trained.adapter).findings
+
+
+@pytest.mark.parametrize("how", CHANGING)
+def test_a_converted_adapter_is_a_plain_lora(how: str, tmp_path: Path) -> None:
+    trained = Trained(how, tmp_path)
+    assert adaptertool.check_merge(trained.converted, trained.original).verdict == "mergeable"
+    assert trained.is_right(trained.converted, trained.original)
+    assert not adaptertool.inspect(trained.converted).findings
+
+
+def test_random_numbers_take_another_part_out(tmp_path: Path) -> None:
+    trained = Trained("pissa_niter_2", tmp_path)
+    for onto in (trained.original, trained.changed):
+        report = adaptertool.check_merge(trained.adapter, onto)
+        assert (report.verdict, [one.code for one in report.findings]) == ("lossy", ["ADP209"])
+        assert not trained.is_right(trained.adapter, onto)
+    assert [one.code for one in adaptertool.inspect(trained.adapter).findings] == ["ADP305"]
+
+    # What the finding says can be done.
+    path = trained.adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": True}))
+    assert adaptertool.check_merge(trained.adapter, trained.changed).verdict == "mergeable"
+    assert trained.is_right(trained.adapter, trained.changed)
+
+
+def test_what_needed_gradients_is_right_on_the_changed_base_alone(tmp_path: Path) -> None:
+    trained = Trained("lora_ga", tmp_path)
+    assert [one.code for one in adaptertool.inspect(trained.adapter).findings] == ["ADP305"]
+    for onto, right in ((trained.original, False), (trained.changed, True)):
+        assert trained.is_right(trained.adapter, onto) is right
+        report = adaptertool.check_merge(trained.adapter, onto)
+        assert (report.verdict, report.exit_code) == ("unknown", 3)
+        assert "saved in between" in (report.layers[0].reason or "")
+
+
+def test_corda_raises_at_loading(tmp_path: Path) -> None:
+    trained = Trained("corda", tmp_path)
+    with pytest.raises(ValueError, match="preprocess_corda"):
+        trained.merged(trained.adapter, trained.original)
+    report = adaptertool.check_merge(trained.adapter, trained.original)
+    assert (report.verdict, [one.code for one in report.findings]) == ("not-mergeable", ["ADP206"])
+    assert "preprocess_corda" in report.findings[0].message
+    assert [one.code for one in adaptertool.inspect(trained.adapter).findings] == ["ADP305"]
+
+
+def test_loftq_depends_on_the_machine(tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", "LORA")
+    path = written.folder / "adapter_config.json"
+    settings = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    base("llama").save_pretrained(tmp_path / "base")
+    report = adaptertool.check_merge(written.folder, tmp_path / "base")
+    assert (report.verdict, report.exit_code) == ("unknown", 3)
+    if not torch.cuda.is_available():
+        with pytest.raises((ImportError, ValueError, AssertionError)):
+            written.loaded(written.folder)
