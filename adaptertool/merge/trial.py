@@ -199,7 +199,7 @@ class Trial:
                 name for name in self._replaced(adapted, layer, self.rule.whole_module) if name in self.base.files
             )
         sized = self._sized(layer) or self._other_dims(adapted, layer) is not None
-        if sized and f"{layer.stored}.weight" in self.base.files:
+        if (sized or not self.rule.kernels) and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
 
     def _replaced(self, adapted: AdaptedLayer, layer: Layer, prefix: str) -> dict[str, TensorInfo]:
@@ -299,7 +299,8 @@ class Trial:
             result = self._try_bias(adapted, layer, update, biases.get(layer.bias or ""), result)
         if (
             result.status == "ok"
-            and (hazard := self._hazard or self._embedding_hazard(adapted, layer, update)) is not None
+            and (hazard := self._hazard or self._kernel_hazard(layer) or self._embedding_hazard(adapted, layer, update))
+            is not None
         ):
             result = replace(result, status="lossy", code=HAZARD, reason=hazard)
         if result.status == "ok" and layer.layer_type == "quantized" and self._weight_tensors(adapted, update):
@@ -494,6 +495,14 @@ class Trial:
             return False
         ends = {other.rpartition(".")[2] for other in others}
         return any(isinstance(module, str) and module.rpartition(".")[2] in ends for module in saved)
+
+    def _kernel_hazard(self, layer: Layer) -> str | None:
+        name = f"{layer.stored}.weight"
+        if self.rule.kernels or name not in self.base.files or math.prod(self.base.tensor(name).shape[2:]) == 1:
+            return None
+        return (
+            "the base layer is a convolution, for which this method's merge computes something else than its layer does"
+        )
 
     def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
         if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):

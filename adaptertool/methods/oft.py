@@ -1,4 +1,8 @@
-"""OFT: each layer's inputs are rotated, block by block."""
+"""OFT: each layer's inputs are rotated, block by block.
+
+Source: `peft/tuners/oft/layer.py`, read at 0.21.2. Before a convolution it rotates all patches of the input and adds up those
+that overlap; what is merged rotates the weight, which is another thing wherever the kernel is larger than 1.
+"""
 
 from __future__ import annotations
 
@@ -26,4 +30,4 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], _: int, 
     return rotation.shape[0] * block == in_features
 
 
-OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(quantised=BACKENDS, fits=_fits))
+OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(quantised=BACKENDS, kernels=False, fits=_fits))
