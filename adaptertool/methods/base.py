@@ -161,6 +161,12 @@ class Projections(Protocol):
             CannotDrawError: they need more than that to be known.
         """
 
+    def widest(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """Of which layers PEFT draws these shapes, as a sentence; None where each layer has its own.
+
+        A file with one copy of what its layers share does not show whether another adapter's layers decided them.
+        """
+
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """The modules that a file holds trained tensors for, as stored, in order."""
 

@@ -96,6 +96,9 @@ class LayerProjections:
         """The shapes of the layers do not say which of them is which."""
         raise CannotDrawError("each layer has its own")
 
+    def widest(self, _: Mapping[str, tuple[int, ...]]) -> None:
+        """Nothing that is shared is drawn."""
+
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """The modules with a trained tensor."""
         matches = (re.fullmatch(self.trained_pattern, name) for name in names)

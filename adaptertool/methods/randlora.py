@@ -115,7 +115,7 @@ class RandLoraProjections:
         if trained and len(holding) > 1 and (foreign := sorted(holding - trained)):
             raise CannotDrawError(
                 f"projections are stored under {foreign[0]}, which this adapter does not train: they are shared with "
-                "another adapter, and this one's own config may draw others"
+                "another adapter, and this one's own config may draw others, which slim --base BASE tells"
             )
         smaller = {one.kind: tensors[one.canonical].shape for one in stored}.get("randlora_A", (0,))[-1]
         rank = _rank(config)
@@ -144,6 +144,11 @@ class RandLoraProjections:
         sizes = list(layers)
         greatest = max(out for out, _ in sizes), max(into for _, into in sizes)
         return RandLoraBasis(0, _kind(config), _rank(config), max(greatest), min(greatest)).shapes
+
+    def widest(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Their greatest out_features and in_features, whichever is which."""
+        smaller, larger = shapes["randlora_A"][2], shapes["randlora_B"][0]
+        return f"A base whose adapted layers have up to {larger} and {smaller} outputs and inputs, in either order"
 
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """The modules with a `randlora_lambda` or `randlora_gamma`."""

@@ -151,10 +151,20 @@ def examine(
         verdict=outcome.verdict,
         removable_bytes=removable,
         recipe=outcome.recipe,
-        loads_with=outcome.loads_with,
+        loads_with=(*outcome.loads_with, *_unproven(rule, report, shapes, shapes_proven=shapes_proven)),
         reason=outcome.reason,
         fingerprint=outcome.digests or None,
     )
+
+
+def _unproven(
+    rule: Projections, report: ProjectionReport, shapes: Mapping[str, tuple[int, ...]], *, shapes_proven: bool
+) -> tuple[str, ...]:
+    """What the base must be like, where neither it nor the layers' copies show that the shapes are this adapter's own."""
+    sentence = rule.widest(shapes)
+    if sentence is None or shapes_proven or report.copies > 1:
+        return ()
+    return (f"{sentence}: slim --base BASE holds it against that.",)
 
 
 def rule_for(adapter: Adapter, method: Method) -> Projections | None:

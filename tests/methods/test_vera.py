@@ -248,3 +248,25 @@ def test_a_base_that_the_config_names_shows_a_borrowed_pair(peft_type: str, tmp_
     result = adaptertool.slim(tmp_path / "second", dry_run=True)
     assert result.action == "refused"
     assert "another adapter" in str(result.reason)
+
+
+@pytest.mark.parametrize("peft_type", [*TYPES, "RANDLORA"])
+def test_a_pair_whose_shapes_nothing_proves_says_what_base_it_takes(peft_type: str, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", peft_type, target_modules=["down_proj", "v_proj"])
+    base("llama").save_pretrained(tmp_path / "base")
+    folder = written.folder
+    if peft_type == "RANDLORA":
+        # Copies under the layers that it trains, and no others, show that the pair is its own.
+        assert not conditions_on_the_base(adaptertool.slim(folder, dry_run=True))
+        folder = tmp_path / "one-copy"
+        adaptertool.slim(written.folder, output=folder, keep_one_copy=True)
+    (condition,) = conditions_on_the_base(adaptertool.slim(folder, dry_run=True))
+    # down_proj has 16 outputs and 24 inputs.
+    assert {"16", "24"} <= set(condition.split())
+    assert not conditions_on_the_base(adaptertool.slim(folder, dry_run=True, base=str(tmp_path / "base")))
+
+
+def conditions_on_the_base(result: adaptertool.Rewrite) -> list[str]:
+    assert result.action == "stripped"
+    assert result.projections is not None
+    return [one for one in result.projections.loads_with if "--base" in one]
