@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
+from adaptertool.methods.base import ALL_LINEAR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.merge.flags import CodeLayer
-
-ALL_LINEAR = "all-linear"
-"""The shorthand for every linear layer but the head. PEFT saves the names that it stands for in its place."""
 
 FIELDS = (
     "target_modules",

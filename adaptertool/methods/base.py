@@ -40,6 +40,15 @@ class Note:
     bytes: int
 
 
+FIRST_OF_ITS_METHOD = (
+    "The first or only adapter of its method on the model: PEFT gives further ones the projections of the first.",
+)
+"""The condition of methods whose adapters share one basis on a model (`load_adapter`), whatever their configs say.
+
+Source: `_pre_injection_hook` and `update_layer` of VeRA, PVeRA, RandLoRA and FRoD, read and run at PEFT 0.21.2.
+"""
+
+
 class CannotDrawError(Exception):
     """The config can't draw what the file stores; the message says why, in a sentence."""
 
@@ -82,11 +91,18 @@ class Projections(Protocol):
     def needs_torch(self) -> bool:
         """Whether only torch itself can draw them."""
 
-    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What loading without them takes beyond what drawing them takes, a sentence each."""
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of that name is one of them."""
+
+    def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """Those among the tensors of a file, by kind; where kinds are known beforehand, in the order of drawing.
 
         Args:
-            names: Of all tensors of the file, or of one whose role is asked for.
+            tensors: All that the file holds.
             config: Decides which tensors are copies of one, for methods that train shared tensors.
         """
 
@@ -220,6 +236,9 @@ class Method(Protocol):
 
 TRAINED_ROLES: tuple[Role, ...] = ("trainable", "saved-module", "bias")
 """The roles of tensors that hold what was trained."""
+
+ALL_LINEAR = "all-linear"
+"""The shorthand for every linear layer but the head. PEFT saves the names that it stands for in its place."""
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings")
 """What models call their input embedding, by the last part of its path."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, whole
 from adaptertool.methods.merging import MergeRule, Sized
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
@@ -35,6 +35,7 @@ class FrodProjections(LayerProjections):
     pattern: str = r"base_model\.(?P<kind>frod_s_(?:indices|size))\.(?P<module>[^.]+)"
     trained_pattern: str = r"(?P<module>.*)\.frod_lambda_(?:l|s_values)"
     flag: str | None = "save_projection"
+    conditions: tuple[str, ...] = FIRST_OF_ITS_METHOD
 
     def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
         """Each category's in_features."""

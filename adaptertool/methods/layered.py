@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,15 @@ class LayerProjections:
     trained: bool = False
     shared: bool = False
     needs_torch: bool = False
+    conditions: tuple[str, ...] = ()
 
-    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+    def holds(self, name: str) -> bool:
+        """Whether the pattern fits."""
+        return re.fullmatch(self.pattern, name) is not None
+
+    def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """Each tensor stands for itself."""
-        return tuple(Stored(name, name, ()) for name in names if re.fullmatch(self.pattern, name))
+        return tuple(Stored(name, name, ()) for name in tensors if self.holds(name))
 
     def canonical_name(self, kind: str) -> str:
         """The kind itself."""
@@ -103,6 +108,41 @@ class LayerProjections:
         """The modules with a trained tensor."""
         matches = (re.fullmatch(self.trained_pattern, name) for name in names)
         return tuple(dict.fromkeys(match["module"] for match in matches if match))
+
+
+def check_order(modules: Sequence[str]) -> None:
+    """Refuse an order in which no model has its layers, such as the bits of exchanged tensors make.
+
+    A model's modules are a tree, gone through child by child (`torch.nn.Module.named_modules`): what is below a module stands
+    together, numbered modules come by their numbers, and alike ones have what is below them in the same order.
+
+    Raises:
+        CannotDrawError: it is one.
+    """
+    children: dict[str, dict[str, None]] = {}
+    path: list[str] = []
+    for module in modules:
+        parts = module.split(".")
+        same = next(
+            (depth for depth, pair in enumerate(zip(parts, path, strict=False)) if pair[0] != pair[1]), len(path)
+        )
+        path = parts
+        for depth in range(same, len(parts)):
+            below, part = children.setdefault(".".join(parts[:depth]), {}), parts[depth]
+            last = next(reversed(below), "")
+            if part in below or (part.isdecimal() and last.isdecimal() and int(part) < int(last)):
+                raise CannotDrawError(
+                    f"what is stored for {module} is drawn for another layer, by the order of their names"
+                )
+            below[part] = None
+    ranks: dict[str, dict[str, int]] = {}
+    for parent, below in children.items():
+        known = ranks.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", parent), {})
+        places = [known.setdefault(part, len(known)) for part in below if not part.isdecimal()]
+        if places != sorted(places):
+            raise CannotDrawError(
+                f"what is stored below {parent} is drawn for other layers, by the order of their names"
+            )
 
 
 def whole(values: NDArray[Any], name: str) -> NDArray[np.int64]:

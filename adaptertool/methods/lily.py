@@ -9,10 +9,11 @@ every copy that goes is one of PEFT's group.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.methods.base import ALL_LINEAR
 from adaptertool.methods.layered import natural
 from adaptertool.methods.merging import no_merge
 from adaptertool.methods.plain import PlainMethod
@@ -21,6 +22,7 @@ from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.checkpoint.header import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,67 @@ class LilyTensors(SharedTensors):
 
     pattern: str = r"(?P<module>.*)\.(?P<kind>lily_[AB])\.weight"
     trained_pattern: str = r"(?P<module>.*)\.lily_(?:A|B|router)\.weight"
+    conditions: tuple[str, ...] = (
+        "The first adapter on the model: layers of further ones (load_adapter) share nothing, and stay untrained.",
+    )
 
-    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+    def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """Groups of layers, the first layer's tensor before the others."""
         stride = config.integer("stride_A", 1, least=1) if config is not None else 1
-        groups: dict[tuple[str, str, str], list[str]] = {}
-        for name, module, kind in self.names(sorted(names, key=natural)):
-            numbers = re.findall(r"(?<=\.)\d+(?=\.)", module)
-            # Where more than one number stands in a name, which of them counts the layers is not certain.
-            path = re.sub(r"(?<=\.)\d+(?=\.)", "*", module) if len(numbers) == 1 else module
-            target = _target(module, config)
-            groups.setdefault((kind, target, path if target else module), []).append(name)
         found = []
-        for (kind, _, _), group in groups.items():
-            step = len(group) if kind == "lily_B" else stride
-            blocks = (group[begin : begin + step] for begin in range(0, len(group), step))
-            found += [Stored(block[0], block[0], tuple(block[1:])) for block in blocks]
+        for family in _families(self.target_modules(tensors), config):
+            for kind in ("lily_A", "lily_B"):
+                for group in _groups(family.modules, kind, tensors):
+                    step = len(group) if kind == "lily_B" else stride if family.in_order else 1
+                    blocks = (group[begin : begin + step] for begin in range(0, len(group), step))
+                    found += [Stored(block[0], block[0], tuple(block[1:])) for block in blocks]
         return tuple(found)
+
+
+def _groups(modules: Iterable[str], kind: str, tensors: Mapping[str, TensorInfo]) -> list[list[str]]:
+    """The tensors of one kind that layers of the same shape have, as PEFT groups them by the base's weight.
+
+    Where some layers lack it, one copy was kept already, and each of those that are left stands for itself.
+    """
+    named = {module: f"{module}.{kind}.weight" for module in modules}
+    present = {module: name for module, name in named.items() if name in tensors}
+    groups: dict[object, list[str]] = {}
+    for module, name in present.items():
+        groups.setdefault(_shapes(module, tensors) if len(present) == len(named) else name, []).append(name)
+    return list(groups.values())
+
+
+def _shapes(module: str, tensors: Mapping[str, TensorInfo]) -> tuple[tuple[int, ...] | None, ...]:
+    """What tells the in_features and the out_features of a layer's base."""
+    found = (tensors.get(f"{module}.{kind}.weight") for kind in ("lily_A", "lily_B"))
+    return tuple(info.shape if info is not None else None for info in found)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Layers whose names differ in nothing but the layer's number.
+
+    Attributes:
+        modules: By that number.
+        in_order: Whether they stand in this order in PEFT's group, one after the other: no other module is of its target.
+    """
+
+    modules: tuple[str, ...]
+    in_order: bool
+
+
+def _families(modules: Iterable[str], config: AdapterConfig | None) -> list[_Family]:
+    ordered = sorted(modules, key=natural)
+    families: dict[tuple[str, str], list[str]] = {}
+    for module in ordered:
+        target = _target(module, config)
+        # Where more than one number stands in a name, which of them counts the layers is not certain.
+        path, numbers = re.subn(r"(?<=\.)\d+(?=\.)", "*", module)
+        families.setdefault((target, path if target and numbers == 1 else module), []).append(module)
+    return [
+        _Family(tuple(family), {*family} >= {one for one in ordered if _may_be(one, target, config)})
+        for (target, _), family in families.items()
+    ]
 
 
 def _target(module: str, config: AdapterConfig | None) -> str:
@@ -56,9 +102,15 @@ def _target(module: str, config: AdapterConfig | None) -> str:
     """
     targets = config.fields.get("target_modules") if config is not None else None
     if isinstance(targets, str):
-        return targets
+        return "" if targets.lower() == ALL_LINEAR else targets
     fitting = {target for target in targets or () if isinstance(target, str) and target and module.endswith(target)}
     return fitting.pop() if len(fitting) == 1 else ""
+
+
+def _may_be(module: str, target: str, config: AdapterConfig | None) -> bool:
+    """Whether PEFT can take a module for one of a target's group."""
+    whole = config is not None and isinstance(config.fields.get("target_modules"), str)
+    return whole or module.endswith(target)
 
 
 LILY = PlainMethod("LILY", "lily_", "r", projections=LilyTensors(), merge=no_merge("its routers choose by the input"))

@@ -84,7 +84,7 @@ class PlainMethod:
 
     def role(self, name: str, config: AdapterConfig) -> Role:
         """Trained, if the name has the method's prefix and is neither a projection nor computed from the base."""
-        if self.projections is not None and not self.projections.trained and self.projections.stored((name,)):
+        if self.projections is not None and not self.projections.trained and self.projections.holds(name):
             return "projection"
         if any(one.matches(name, config) for one in self.of_the_base):
             return "other"

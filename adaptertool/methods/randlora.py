@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
 from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.projection.stored import Stored
@@ -43,21 +43,26 @@ class RandLoraProjections:
     shared = True
     needs_torch = False
     kinds: tuple[str, ...] = ("randlora_A", "randlora_B")
+    conditions = FIRST_OF_ITS_METHOD
 
     def canonical_name(self, kind: str) -> str:
         """`base_model.randlora_A` or `base_model.randlora_B`."""
         return f"{_CANONICAL_MODULE}.{kind}"
 
-    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+    def holds(self, name: str) -> bool:
+        """By its last part, under whichever layer."""
+        return _PROJECTION.fullmatch(name) is not None
+
+    def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """The `base_model.` tensor is canonical; without it the first layer-level one."""
         found: dict[str, list[str]] = {kind: [] for kind in self.kinds}
-        for name in names:
+        for name in tensors:
             match = _PROJECTION.fullmatch(name)
             if match is None:
                 continue
-            tensors = found[match["kind"]]
-            tensors.insert(0 if name == self.canonical_name(match["kind"]) else len(tensors), name)
-        return tuple(Stored(kind, tensors[0], tuple(tensors[1:])) for kind, tensors in found.items() if tensors)
+            same = found[match["kind"]]
+            same.insert(0 if name == self.canonical_name(match["kind"]) else len(same), name)
+        return tuple(Stored(kind, same[0], tuple(same[1:])) for kind, same in found.items() if same)
 
     def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
         """Nothing: the config and the shapes say it all."""

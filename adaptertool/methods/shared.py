@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,7 +31,7 @@ class SharedTensors(LayerProjections):
         """They were trained."""
         raise CannotDrawError("they were trained, and no recipe draws them")
 
-    def names(self, names: list[str]) -> list[tuple[str, str, str]]:
+    def names(self, names: Iterable[str]) -> list[tuple[str, str, str]]:
         """Those that match the pattern: name, module and kind."""
         matches = ((name, re.fullmatch(self.pattern, name)) for name in names)
         return [(name, match["module"], match["kind"]) for name, match in matches if match]

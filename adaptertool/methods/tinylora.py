@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, natural
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, natural
 from adaptertool.methods.merging import MergeRule, low_rank
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
@@ -41,6 +41,9 @@ class TinyLoraProjections(LayerProjections):
     flag: str | None = "save_projection"
     stripped_flag: bool | None = False
     needs_torch: bool = True
+    conditions: tuple[str, ...] = (
+        "Other adapters of its method on the model saved without projections too; PEFT raises otherwise.",
+    )
 
     def layout(self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], values: Values) -> Mapping[str, Any]:
         """The order of the layers in the model, which the file does not keep: the one in which the drawn matrices fit."""
@@ -67,6 +70,7 @@ class TinyLoraProjections(LayerProjections):
                     f"seed {key + index} is due for layer {index} of {len(shapes)}, and no stored matrix is drawn from it; "
                     "PEFT 0.19 drew them from a seed of its own that it did not save"
                 )
+        check_order([self.module_and_kind(name)[0] for name in order])
         return {"order": order}
 
     def basis(

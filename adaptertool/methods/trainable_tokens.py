@@ -8,7 +8,7 @@ fills the one through the other. A layer that the config targets by itself need 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.checkpoint.header import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class TokenTensors(SharedTensors):
     pattern: str = r"(?P<module>.*)\.(?P<kind>trainable_tokens_delta)"
     trained_pattern: str = r"(?P<module>.*)\.trainable_tokens_delta"
 
-    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+    def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """The one that the config targets, and those that can only be there because they are tied to it."""
-        found = self.names(list(names))
+        found = self.names(tensors)
         targeted = [name for name, module, _ in found if config is not None and _is_targeted(module, config)]
         if len(targeted) != 1:
             return tuple(Stored(name, name, ()) for name, _, _ in found)

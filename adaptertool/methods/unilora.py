@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, natural, whole
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, natural, whole
 from adaptertool.methods.merging import MergeRule, low_rank
 from adaptertool.methods.plain import PlainMethod
 
@@ -63,6 +63,7 @@ class UniLoraProjections(LayerProjections):
             del heads[fitting]
             order.append(fitting)
             at += sum(sizes[fitting])
+        check_order(order)
         return {"order": order, "length": length}
 
     def basis(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
 from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, MergeRule, Sized
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
@@ -46,17 +46,21 @@ class VeraProjections:
     trained: bool = False
     shared: bool = True
     needs_torch: bool = False
+    conditions: tuple[str, ...] = FIRST_OF_ITS_METHOD
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """A is drawn first, then B."""
         return (f"{self.prefix}_A", f"{self.prefix}_B")
 
-    def stored(self, names: Iterable[str], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
+    def holds(self, name: str) -> bool:
+        """The `base_model.` pair alone."""
+        return name in map(self.canonical_name, self.kinds)
+
+    def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """The `base_model.` pair; PEFT has always kept the layers' references to it out of the file."""
-        present = set(names)
         kinds = ((kind, self.canonical_name(kind)) for kind in self.kinds)
-        return tuple(Stored(kind, name, ()) for kind, name in kinds if name in present)
+        return tuple(Stored(kind, name, ()) for kind, name in kinds if name in tensors)
 
     def canonical_name(self, kind: str) -> str:
         """`base_model.vera_A` or `base_model.vera_B`."""

@@ -110,6 +110,7 @@ def examine(
         tensors=stored,
         flag=flag,
         trained=rule.trained,
+        loads_with=rule.conditions if rule.trained and one_copy < sum(everything.values()) else (),
     )
     if level == "none":
         return report
@@ -144,6 +145,7 @@ def examine(
         # A "no" is not concluded from a version: torch itself is asked.
         itself = asked()
         outcome = outcome if itself.draws_like(known) else verify(comparison, stored, basis, itself)
+    beyond = (*rule.conditions, *_unproven(rule, report, shapes, shapes_proven=shapes_proven))
     removable = {"regenerable": report.bytes, "copies-differ": 0}.get(outcome.verdict, report.removable_bytes)
     return replace(
         report,
@@ -151,7 +153,7 @@ def examine(
         verdict=outcome.verdict,
         removable_bytes=removable,
         recipe=outcome.recipe,
-        loads_with=(*outcome.loads_with, *_unproven(rule, report, shapes, shapes_proven=shapes_proven)),
+        loads_with=(*outcome.loads_with, *beyond) if outcome.loads_with else (),
         reason=outcome.reason,
         fingerprint=outcome.digests or None,
     )

@@ -29,8 +29,16 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
             f"Removes {tensors}: further copies of the shared random projections. PEFT loads the pair that stays and ignores "
             "the copies, so nothing changes under any version of torch."
         )
+        if report is not None and report.trained:
+            body = (
+                f"Removes {tensors}: trained tensors that layers share, which PEFT writes once more under each of them. One "
+                "copy of each stays, and `adaptertool restore` brings the others back."
+            )
         if report is not None and report.verdict != "copies-differ":
-            body += " Every copy was compared with the pair that stays, byte for byte."
+            body += " Every copy was compared with the one that stays, byte for byte."
+    elif result.action == "restored" and report is not None and report.trained:
+        title = "Restore copies of shared tensors"
+        body = f"Puts {tensors} back: copies of the tensors that layers share, under each of them as PEFT writes them."
     elif result.action == "restored":
         title = "Restore the random projections"
         body = (
@@ -56,6 +64,13 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
         body += "\n\nPEFT takes the embeddings from the base, and loads the same with:\n\n"
         body += "\n".join(f"- {sentence}" for sentence in result.base_copies.loads_with)
     lines = [body]
+    if result.action == "kept-one-copy" and report is not None and report.trained and report.loads_with:
+        lines += [
+            "",
+            "One copy is loaded into all layers with:",
+            "",
+            *(f"- {sentence}" for sentence in report.loads_with),
+        ]
     if result.action == "stripped" and report is not None and report.loads_with:
         lines += ["", "PEFT draws these very bits with:", "", *(f"- {sentence}" for sentence in report.loads_with)]
     lines += [

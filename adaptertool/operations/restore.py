@@ -1,4 +1,4 @@
-"""The inverse of slim: draw projections that were stripped, and put one pair of them back into the file."""
+"""The inverse of slim: what was stripped comes back, drawn by its recipe, copied from what stayed, or read from the base."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from adaptertool.operations.base_copies import brought_back, recorded
 from adaptertool.operations.projections import examine, findings_about
 from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
+from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_KEY
+from adaptertool.operations.shared_copies import missing_copies
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
 from adaptertool.projection.loader import parse_version
@@ -93,16 +95,16 @@ def restore(
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = method_of(adapter.config).projections
     missing = _missing_of_the_base(adapter)
-    if rule is None and not missing:
+    tensors = missing_copies(adapter)
+    if rule is None and not missing and not tensors:
         return replace(result, reason=f"{adapter.config.peft_type} has no projections that are drawn from a seed")
     drawing = None
     if rule is not None:
         report = examine(adapter, rule, "none", lambda: None)
         result = replace(result, projections=report, findings=tuple(findings_about(report, adapter, rule)))
-        if report.stored and not missing:
+        if report.stored and not missing and not tensors:
             return _set_flag(adapter, rule, report, result, destination, progress)
         drawing = rule if not report.stored and _was_stripped(adapter, missing) else None
-    tensors: list[NewTensor] = []
     try:
         if drawing is not None:
             recipe, shapes, digests = _what_to_draw(adapter, drawing, for_torch, base, dtype, token)
@@ -113,7 +115,7 @@ def restore(
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None
         return replace(result, action="refused", reason=str(error.args[0]), hint=hint)
-    gone = (METADATA_KEY, BASE_COPIES_KEY)
+    gone = (METADATA_KEY, BASE_COPIES_KEY, SHARED_COPIES_KEY)
     metadata = {key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key not in gone}
     weights = NewWeights(in_order([*kept(adapter.weights, adapter.weights.tensors), *tensors]), metadata)
     pickled = adapter.weights.format == "pickle"
@@ -169,7 +171,8 @@ def _set_flag(
 ) -> Rewrite:
     """The projections are there; what may be missing is the flag that makes PEFT load them."""
     if report.flag or rule.flag is None:
-        return replace(result, reason="the projections are in the file")
+        reason = "the file holds every copy that can be told of" if rule.trained else "the projections are in the file"
+        return replace(result, reason=reason)
     change = Change(None, adapter.weights_name, adapter.config.with_value(rule.flag, True), config_first=True)
     reason = f"{rule.flag} was false, so that PEFT ignored the stored projections; now it loads them"
     result = replace(result, action="restored", reason=reason)

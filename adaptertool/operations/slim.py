@@ -26,6 +26,8 @@ from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, 
 from adaptertool.operations.pull_request import TITLES as PULL_REQUEST_TITLES
 from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
+from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_KEY
+from adaptertool.operations.shared_copies import to_metadata
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for, parse_version
@@ -276,7 +278,10 @@ def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, 
         hint = "--force keeps the canonical pair, which is the one that PEFT loads."
         hint = "They were trained, and nothing brings them back: keep the file as it is." if report.trained else hint
         return _Plan(replace(result, action="refused", reason=f"the copies differ: {report.reason}", hint=hint))
-    return _Plan(replace(result, action="kept-one-copy"), frozenset(copies), adapter.weights.metadata)
+    metadata = adapter.weights.metadata
+    if report.trained:
+        metadata = {**(metadata or {"format": "pt"}), SHARED_COPIES_KEY: to_metadata(report.tensors, __version__)}
+    return _Plan(replace(result, action="kept-one-copy"), frozenset(copies), metadata)
 
 
 def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, result: Rewrite) -> _Plan:

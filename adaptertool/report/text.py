@@ -84,7 +84,10 @@ def rewrite_text(result: Rewrite) -> RenderableType:
         return Group(text, *remarks, *(_explained(one) for one in told))
     done = {
         "stripped": ("would strip" if result.dry_run else "stripped", "every copy was compared bit for bit"),
-        "kept-one-copy": ("would remove" if result.dry_run else "removed", "the pair that PEFT loads stays"),
+        "kept-one-copy": (
+            "would remove" if result.dry_run else "removed",
+            f"{_what_stays(result)} that PEFT loads stays",
+        ),
         "restored": ("would restore" if result.dry_run else "restored", _where_from(result)),
     }[result.action]
     text.append(f"\n{done[0]} {plural(result.tensors_changed, 'tensor')}, {size(result.bytes_changed)}", style="green")
@@ -102,13 +105,21 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.base_copies is not None and result.base_copies.same and result.command == "slim":
         conditions = "".join(f"\n  - {printable(one)}" for one in result.base_copies.loads_with)
         parts += ["", Text(f"PEFT takes the embeddings from the base, and loads the same with:{conditions}")]
-    if result.action == "stripped" and result.projections is not None:
+    if result.projections is not None and (
+        result.action == "stripped" or (result.action == "kept-one-copy" and result.projections.trained)
+    ):
         parts += ["", *_conditions(result.projections)]
     return Group(*parts)
 
 
+def _what_stays(result: Rewrite) -> str:
+    return "the copy" if result.projections is not None and result.projections.trained else "the pair"
+
+
 def _where_from(result: Rewrite) -> str:
-    """Where restored tensors come from: drawn, or read from the base."""
+    """Where restored tensors come from: drawn, copied from what stayed, or read from the base."""
+    if result.projections is not None and result.projections.trained:
+        return "copies of what the layers share"
     if result.projections is None or result.projections.recipe is None:
         return "from the base, with the SHA-256 of what was taken out"
     return "one pair, which PEFT loads under any torch"
@@ -214,7 +225,8 @@ def _conditions(report: ProjectionReport) -> list[RenderableType]:
     if not report.loads_with:
         return []
     conditions = bullets((printable(one) for one in report.loads_with), 4)
-    return [Indented(Text("PEFT draws these very bits with:")), *conditions]
+    what = "One copy is loaded into all layers with:" if report.trained else "PEFT draws these very bits with:"
+    return [Indented(Text(what)), *conditions]
 
 
 def _remarks(findings: Sequence[Finding], codes: tuple[str, ...]) -> list[RenderableType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import adaptertool
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.layered import check_order
 from adaptertool.methods.shira import DEFAULT_TORCH_SEED
 from adaptertool.projection.balanced import balanced_indices
 from adaptertool.projection.sampler import WordStream, permutation_head
@@ -260,6 +263,46 @@ def test_a_second_adapter_is_stripped_only_if_it_loads_alike_alone(peft_type: st
         return
     result = adaptertool.slim(tmp_path / "second", output=tmp_path / "slim")
     assert result.action == "stripped"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"),
+        ("layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj"),
+        ("layers.1.self_attn.q_proj", "layers.0.mlp.down_proj"),
+    ],
+)
+def test_matrices_of_two_layers_exchanged_are_noticed(one: str, other: str, tmp_path: Path) -> None:
+    """All are drawn from seeds that are due, and PEFT draws each of the two for the other layer."""
+    written = write(tmp_path / "adapter", "TINYLORA")
+
+    def exchange(state: dict[str, torch.Tensor]) -> None:
+        first, second = (f"base_model.model.model.{module}.tinylora_P" for module in (one, other))
+        assert state[first].shape == state[second].shape
+        state[first], state[second] = state[second], state[first]
+
+    assert_refused(changed(written.folder, tmp_path / "other", exchange), "by the order of their names")
+
+
+@pytest.mark.parametrize(
+    ("order", "possible"),
+    [
+        (["layers.0.q", "layers.0.v", "layers.1.q", "layers.1.v"], True),
+        (["layers.0.q", "layers.1.v", "layers.2.q", "layers.2.v"], True),
+        (["encoder.0.k", "encoder.1.k", "decoder.0.self.k", "decoder.0.cross.k", "decoder.1.cross.k"], True),
+        (["layers.9.q", "layers.10.q", "head"], True),
+        (["layers.1.q", "layers.0.q"], False),
+        (["layers.10.q", "layers.9.q"], False),
+        (["layers.0.q", "layers.1.q", "layers.0.v"], False),
+        (["layers.0.q", "layers.0.v", "layers.1.v", "layers.1.q"], False),
+        (["decoder.0.self.k", "decoder.0.cross.k", "decoder.1.cross.k", "decoder.1.self.k"], False),
+        (["a.q", "b.q", "a.v"], False),
+    ],
+)
+def test_orders_that_a_model_can_have(order: list[str], possible: bool) -> None:
+    with nullcontext() if possible else pytest.raises(CannotDrawError):
+        check_order(order)
 
 
 def test_tinylora_of_peft_0_19_is_told_apart(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from peft import get_peft_model
-from safetensors.torch import load_file
+from peft import LilyConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BartConfig, BartForConditionalGeneration
 
 import adaptertool
-from tests.methods.rewriting import assert_loads_alike, changed, configure, tensors
-from tests.methods.written import base, configured, shake, trainable, write
+from tests.methods.rewriting import assert_loads_alike, assert_same_bytes, changed, configure, tensors
+from tests.methods.written import base, configured, logits, shake, trainable, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,14 +50,7 @@ def test_lily_keeps_one_copy(arguments: dict[str, Any], copies: int, dtype: torc
 
 def test_lily_counts_layers_as_people_do(tmp_path: Path) -> None:
     """In blocks of three of twelve layers, layer 2 belongs with 0 and 1, not with 10 and 11."""
-    model = base("llama")
-    model.config.num_hidden_layers = 12
-    deep = type(model)(model.config)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = get_peft_model(deep, configured("LILY", "llama", stride_A=3))
-        shake(adapted)
-        adapted.save_pretrained(str(tmp_path))
+    adapted = deep_lily(tmp_path, 12, stride_A=3)
     result = adaptertool.inspect(tmp_path, verify="full")
     assert [one.code for one in result.findings] == ["ADP102"]
     assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(adapted).values())
@@ -81,6 +75,100 @@ def test_copies_that_differ_are_kept(tmp_path: Path) -> None:
     assert result.action == "refused"
     assert "differ" in (result.reason or "")
     assert [one.code for one in adaptertool.inspect(folder).findings] == ["ADP105"]
+
+
+def deep_lily(folder: Path, layers: int, **arguments: Any) -> Any:
+    """A Lily adapter that PEFT wrote for a Llama of so many layers."""
+    model: Any = base("llama")
+    model.config.num_hidden_layers = layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(type(model)(model.config), configured("LILY", "llama", **arguments))
+        shake(adapted)
+        adapted.save_pretrained(str(folder))
+    return adapted
+
+
+@pytest.mark.parametrize(("layers", "stride"), [(3, 2), (5, 2), (5, 3), (4, 9)])
+def test_what_was_kept_once_is_right_as_it_is_and_comes_back(layers: int, stride: int, tmp_path: Path) -> None:
+    """Blocks of layers that were thinned out are not taken for others."""
+    adapted = deep_lily(tmp_path / "adapter", layers, stride_A=stride)
+    assert adaptertool.slim(tmp_path / "adapter", output=tmp_path / "slim").action == "kept-one-copy"
+    after = adaptertool.inspect(tmp_path / "slim", verify="full")
+    assert after.findings == ()
+    assert after.adapter.parameters == sum(parameter.numel() for parameter in trainable(adapted).values())
+    assert adaptertool.slim(tmp_path / "slim", dry_run=True).action == "nothing-to-do"
+    restored = adaptertool.restore(tmp_path / "slim", output=tmp_path / "restored")
+    assert restored.action == "restored"
+    assert_same_bytes(tmp_path / "adapter", tmp_path / "restored")
+    assert adaptertool.restore(tmp_path / "restored", dry_run=True).action == "nothing-to-do"
+
+
+def test_as_a_further_adapter_it_needs_what_restore_brings_back(tmp_path: Path) -> None:
+    """PEFT lets layers share their tensors for the first adapter alone, and the report says so."""
+    first = write(tmp_path / "first", "LILY")
+    second = write(tmp_path / "second", "LILY", r=3)
+    result = adaptertool.slim(second.folder, output=tmp_path / "slim")
+    assert result.projections is not None
+    assert "first adapter on the model" in result.projections.loads_with[0]
+    adaptertool.restore(tmp_path / "slim", output=tmp_path / "restored")
+
+    def loaded(folder: Path) -> torch.Tensor:
+        model = PeftModel.from_pretrained(base("llama"), first.folder)
+        model.load_adapter(folder, "further")
+        model.set_adapter("further")
+        return logits(model)
+
+    expected = loaded(second.folder)
+    assert not torch.equal(loaded(tmp_path / "slim"), expected)
+    assert torch.equal(loaded(tmp_path / "restored"), expected)
+
+
+def test_blocks_whose_order_is_not_certain_are_left(tmp_path: Path) -> None:
+    """PEFT counts all layers of a target in the order of the model, the ones of another path among them."""
+    model = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=64,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+        )
+    )
+    adapted = get_peft_model(model, LilyConfig(r=2, stride_A=2, num_B=2, target_modules=["k_proj"]))
+    shake(adapted)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    before = adaptertool.inspect(tmp_path / "adapter", verify="full")
+    assert [one.code for one in before.findings] == ["ADP102"]
+    gone = tensors(tmp_path / "adapter").keys() - tensors_after_slim(tmp_path / "adapter").keys()
+    assert gone
+    assert all("lily_B" in name for name in gone)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"schema": "adaptertool/shared-copies/2"}',
+        "other",
+        '{"schema": "adaptertool/shared-copies/1"}',
+    ],
+)
+def test_a_record_that_makes_no_sense(record: str, tmp_path: Path) -> None:
+    write(tmp_path / "adapter", "LILY")
+    adaptertool.slim(tmp_path / "adapter", output=tmp_path / "slim")
+    state = tensors(tmp_path / "slim")
+    if record == "other":
+        record = '{"schema": "adaptertool/shared-copies/1", "copies": {"a": "b"}}'
+    save_file(state, tmp_path / "slim" / "adapter_model.safetensors", metadata={"adaptertool.copies": record})
+    with pytest.raises(adaptertool.AdapterToolError) as raised:
+        adaptertool.restore(tmp_path / "slim", dry_run=True)
+    assert raised.value.kind == "corrupt"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -27,7 +27,7 @@ from tests.methods.rewriting import (
     configure,
     tensors,
 )
-from tests.methods.written import FAMILIES, base, configured, shake, write
+from tests.methods.written import FAMILIES, base, configured, logits, shake, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,3 +270,20 @@ def conditions_on_the_base(result: adaptertool.Rewrite) -> list[str]:
     assert result.action == "stripped"
     assert result.projections is not None
     return [one for one in result.projections.loads_with if "--base" in one]
+
+
+@pytest.mark.parametrize("peft_type", ["RANDLORA", "VERA", "PVERA"])
+def test_stripped_it_is_the_first_of_its_method_on_a_model(peft_type: str, tmp_path: Path) -> None:
+    """PEFT gives a further adapter the projections of the first one, and the report says so."""
+    first = write(tmp_path / "first", peft_type, target_modules=["down_proj", "q_proj"])
+    second = write(tmp_path / "second", peft_type, target_modules=["q_proj"])
+    slimmed = []
+    for one in (first, second):
+        slimmed.append(one.folder.with_name(f"{one.folder.name}-slim"))
+        result = adaptertool.slim(one.folder, output=slimmed[-1])
+        assert result.projections is not None
+        assert any(sentence.startswith("The first or only adapter") for sentence in result.projections.loads_with)
+    model = PeftModel.from_pretrained(base("llama"), slimmed[0])
+    model.load_adapter(slimmed[1], "further")
+    model.set_adapter("further")
+    assert not torch.equal(logits(model), logits(PeftModel.from_pretrained(base("llama"), slimmed[1])))
