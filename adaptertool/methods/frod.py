@@ -90,6 +90,11 @@ class FrodProjections(LayerProjections):
             for name, tensor in tensors.items()
             if name.startswith(_BASIS) and tensor.shape
         }
+        if not dimensions:
+            raise CannotDrawError(
+                "PEFT decomposes the base's weights when it loads the adapter, and nothing here does",
+                "PEFT does it again with every load; save it from there with save_projection=True to have it in the file.",
+            )
         shapes: dict[str, tuple[int, ...]] = {}
         for category, dimension in dimensions.items():
             shapes[_INDICES + category] = (2, _nonzero(config, dimension))

@@ -125,6 +125,15 @@ def test_frod_without_its_basis_is_refused(tmp_path: Path) -> None:
     assert_refused(changed(tmp_path / "adapter", tmp_path / "other", without_basis), "frod_V")
 
 
+def test_frod_that_peft_saved_without_its_basis_is_left_alone(tmp_path: Path) -> None:
+    """Its basis is decomposed from the base's weights at every load; there is nothing to draw, and no flag to set."""
+    written = write(tmp_path / "adapter", "FROD", save_projection=False)
+    result = adaptertool.restore(written.folder, output=tmp_path / "restored")
+    assert result.action == "refused"
+    assert "decomposes" in (result.reason or "")
+    assert not (tmp_path / "restored").exists()
+
+
 @pytest.mark.parametrize("peft_type", ["TINYLORA", "UNILORA"])
 def test_a_flag_that_was_left_true_is_reported(peft_type: str, tmp_path: Path) -> None:
     written = write(tmp_path / "adapter", peft_type)
