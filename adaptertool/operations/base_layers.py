@@ -8,10 +8,14 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import NotFoundError
 from adaptertool.merge.base import open_base
 from adaptertool.merge.resolve import Names, is_quantized, modules_of
+from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.base import Base
     from adaptertool.methods.base import Projections
 
@@ -81,4 +85,25 @@ def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: s
             raise CannotDrawError(f"{name} of {model.folder.location} is no matrix")
     # Conv1D keeps (in, out); PEFT then sets fan_in_fan_out in the config that it saves.
     turned = adapter.config.flag("fan_in_fan_out", False)
-    return [(shape[1], shape[0]) if turned else (shape[0], shape[1]) for shape in shapes]
+    layers = [(shape[1], shape[0]) if turned else (shape[0], shape[1]) for shape in shapes]
+    _check_fit(adapter, dict(zip(rule.target_modules(adapter.weights.tensors), layers, strict=True)), model)
+    return layers
+
+
+def _check_fit(adapter: Adapter, layers: Mapping[str, tuple[int, int]], base: Base) -> None:
+    """Refuse a base whose layers have other shapes than the ones that the adapter's own tensors were trained for."""
+    rule = method_of(adapter.config).merge
+    if rule is None or rule.fits is None:
+        return
+    own: dict[str, dict[str, TensorInfo]] = {module: {} for module in layers}
+    for name, info in adapter.weights.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if module in own:
+            own[module][leaf] = info
+    for module, (out, into) in layers.items():
+        if not rule.fits(adapter.config.fields, own[module], out, into):
+            raise CannotDrawError(
+                f"{module} was trained for a layer of another shape than {base.folder.location} has there, which takes {into} "
+                f"inputs to {out} outputs",
+                "Name the base that the adapter was trained on with --base.",
+            )

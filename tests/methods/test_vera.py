@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import adaptertool
@@ -20,6 +20,7 @@ from adaptertool.projection.drawn import stored_bits
 from adaptertool.projection.generation import Generation
 from adaptertool.projection.kaiming import KaimingPair
 from tests.methods.rewriting import (
+    WEIGHTS,
     assert_refused,
     assert_slims_and_restores,
     changed,
@@ -287,3 +288,24 @@ def test_stripped_it_is_the_first_of_its_method_on_a_model(peft_type: str, tmp_p
     model.load_adapter(slimmed[1], "further")
     model.set_adapter("further")
     assert not torch.equal(logits(model), logits(PeftModel.from_pretrained(base("llama"), slimmed[1])))
+
+
+@pytest.mark.parametrize("peft_type", [*TYPES, "RANDLORA"])
+def test_a_base_that_the_trained_tensors_contradict_restores_nothing(peft_type: str, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", peft_type)
+    strip(written.folder)
+    for wide in (False, True):
+        base("llama", wide=wide).save_pretrained(tmp_path / "base")
+        result = adaptertool.restore(
+            written.folder, dry_run=True, base=str(tmp_path / "base"), for_torch=torch.__version__, dtype="float32"
+        )
+        assert result.action == ("refused" if wide else "restored"), result.reason
+    assert "another shape" in str(result.reason)
+
+
+def strip(folder: Path) -> None:
+    """As PEFT saves it with save_projection=False."""
+    state = tensors(folder)
+    rest = {name: one for name, one in state.items() if not name.endswith(("_A", "_B"))}
+    save_file(rest, folder / WEIGHTS, metadata={"format": "pt"})
+    configure(folder, save_projection=False)
