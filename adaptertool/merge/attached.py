@@ -30,6 +30,7 @@ class Attached:
         lacking: The tensors that it makes and the file lacks, by module.
         ignored: Names of the tensors in the file that it leaves out.
         ignored_layers: How many layers it leaves out altogether.
+        undecided: Whether it is not certain of a layer of the file that it attaches to it.
         open: Modules that it may attach to as well: whether they are in the model can't be told from its files.
     """
 
@@ -37,6 +38,7 @@ class Attached:
     lacking: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...]
     ignored_layers: int
+    undecided: bool
     open: tuple[str, ...]
 
 
@@ -62,10 +64,17 @@ def attached_layers(
     kept: list[AdaptedLayer] = []
     ignored: list[str] = []
     left_out = 0
+    undecided = False
     unmade = rule.unmade(fields)
     today = _NamesToday(layers)
+
+    def code_of(module: str) -> CodeLayer | None:
+        return (tree.get(module) if tree is not None else None) or layers.code.layer(module)
+
     for layer in adapted:
-        if all(targets.match(name) is False for name in today.of(layer.module)):
+        matches = [targets.match(name, code_of(name)) for name in today.of(layer.module)]
+        undecided = undecided or (bool(targets.parameters) and all(match is None for match in matches))
+        if all(match is False for match in matches):
             ignored += [tensor.name for tensor in layer.tensors.values()]
             left_out += 1
             continue
@@ -86,7 +95,7 @@ def attached_layers(
         if (missing := tuple(name for name in rule.made(fields, layer.tensors) if name not in layer.tensors))
         or (rule.own_tensors and not layer.tensors)
     }
-    return Attached(tuple(everything), lacking, tuple(ignored), left_out, tuple(open_ones))
+    return Attached(tuple(everything), lacking, tuple(ignored), left_out, undecided, tuple(open_ones))
 
 
 def _targeted(

@@ -95,13 +95,20 @@ class BaseLayers:
         return count is not None and number >= count
 
     def needs_bias(
-        self, module: str, *, linear_only: bool, live: CodeLayer | None = None, quantised: Collection[str] = ()
+        self,
+        module: str,
+        *,
+        kinds: Collection[str] | None,
+        weight: bool = False,
+        live: CodeLayer | None = None,
+        quantised: Collection[str] = (),
     ) -> Layer:
         """Whether a bias can be merged into the layer.
 
         Args:
             module: Its path in the live model.
-            linear_only: Whether the method attaches to `nn.Linear` only.
+            kinds: See `MergeRule.kinds`.
+            weight: Whether something is merged into its weight as well.
             live: What the built model says of it, where it was built.
             quantised: See `MergeRule.quantised`.
         """
@@ -110,7 +117,7 @@ class BaseLayers:
         layer = self._known(module, found, code)
         if self.is_beyond(module):
             return self._beyond(layer)
-        unsupported = self._unsupported(layer, code, linear_only=linear_only, quantised=quantised)
+        unsupported = self._unsupported(layer, code, kinds, quantised, weight=weight)
         if unsupported is not None:
             return unsupported
         created = code.bias if code is not None else None
@@ -125,6 +132,7 @@ class BaseLayers:
         module: str,
         live: CodeLayer | None = None,
         *,
+        kinds: Collection[str] | None = None,
         any_kind: bool = False,
         quantised: Collection[str] = (),
     ) -> Layer:
@@ -133,6 +141,7 @@ class BaseLayers:
         Args:
             module: Its path in the live model.
             live: What the built model says of it, where it was built.
+            kinds: See `MergeRule.kinds`.
             any_kind: Whether it need not be of a kind that the model's code is known to have, such as a norm.
             quantised: See `MergeRule.quantised`.
         """
@@ -141,7 +150,7 @@ class BaseLayers:
         layer = self._known(module, found, code)
         if self.is_beyond(module):
             return self._beyond(layer)
-        unsupported = self._unsupported(layer, code, linear_only=False, quantised=quantised)
+        unsupported = self._unsupported(layer, code, kinds, quantised)
         if unsupported is not None:
             return unsupported
         has_bias = code.bias if code is not None else (layer.bias is not None if found.module else None)
@@ -206,7 +215,13 @@ class BaseLayers:
         return not any(_covers(name, module) for name in (*kept, "lm_head"))
 
     def _unsupported(
-        self, layer: Layer, code: CodeLayer | None, *, linear_only: bool, quantised: Collection[str]
+        self,
+        layer: Layer,
+        code: CodeLayer | None,
+        kinds: Collection[str] | None,
+        quantised: Collection[str],
+        *,
+        weight: bool = True,
     ) -> Layer | None:
         if layer.layer_type == "quantized":
             method = self.quantization or "an unnamed quantisation"
@@ -230,25 +245,21 @@ class BaseLayers:
                     reason=f"the base layer is quantised with {method}, and this method's merge is for plain weights: PEFT "
                     "raises when it attaches or merges it, or adds to the packed numbers",
                 )
-        if not linear_only and self._is_parametrised(layer.stored):
+        if weight and self._is_parametrised(layer.stored):
             return replace(
                 layer,
                 reason="the base layer's weight is computed from others (parametrised), and PEFT's merge "
                 "into such a weight may be without effect",
             )
         kind = code.kind if code is not None else None
-        if linear_only and kind in ("conv1d", "embedding", "experts", "conv"):
-            names = {
-                "conv1d": "a Conv1D",
-                "embedding": "an embedding",
-                "experts": "fused experts",
-                "conv": "a convolution",
-            }
+        if kind is not None and kinds is not None and kind not in kinds:
+            supported = " and ".join(_KINDS[one] for one in _KINDS if one in kinds)
             return replace(
                 layer,
                 status="blocked",
                 code="ADP207",
-                reason=f"the base layer is {names[kind]}, and the method attaches to nn.Linear only",
+                reason=f"the base layer is {_KINDS.get(kind, 'of a kind of its own')}, and the method attaches to {supported} "
+                "only; PEFT raises when the adapter is loaded",
             )
         if kind is None and layer.layer_type == "experts" and self.code.known:
             return replace(
@@ -359,6 +370,14 @@ class BaseLayers:
         siblings = (".".join([*head, str(number), *tail]) for number in range(int(parts[numbers[0]])))
         return any(self._names.find(sibling).module for sibling in siblings)
 
+
+_KINDS = {
+    "linear": "nn.Linear",
+    "conv1d": "Conv1D",
+    "embedding": "nn.Embedding",
+    "conv": "a convolution",
+    "experts": "fused experts",
+}
 
 _PARAMETRISED = frozenset(("original0", "original1", "original", "weight_g", "weight_v", "weight_orig", "weight_u"))
 """What weight norm, spectral norm and pruning store in place of a weight."""

@@ -39,6 +39,7 @@ class CodeLayer:
         flag: The config field that decides, by dotted path; None where none does.
         turned: Whether the flag turns the bias off instead of on.
         part: The dotted path of the sub-config that builds it, with a dot at the end; empty for the model's own.
+        parameters: The dimensions of each of its own parameters, by name, where the model was built.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class CodeLayer:
     flag: str | None = None
     turned: bool = False
     part: str = ""
+    parameters: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

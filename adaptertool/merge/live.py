@@ -196,7 +196,8 @@ def _layer(module: torch.nn.Module) -> CodeLayer | None:
         kind = "unknown"
     else:
         return None
-    return CodeLayer(kind, getattr(module, "bias", None) is not None)
+    parameters = {name: parameter.ndim for name, parameter in module.named_parameters(recurse=False)}
+    return CodeLayer(kind, getattr(module, "bias", None) is not None, parameters=parameters)
 
 
 def _renamed(model: PreTrainedModel, modules: set[str], stored: Iterable[str]) -> dict[str, str]:

@@ -84,12 +84,58 @@ class Targets:
         Returns:
             None where the config does not say it of a path alone.
         """
+        named = self._is_named(module, layer)
+        if named or not self.parameters:
+            return named
+        held = self.parameters_of(module, layer)
+        return None if held is None else bool(held)
+
+    def parameters_of(self, module: str, layer: CodeLayer | None = None) -> tuple[str, ...] | None:
+        """The parameters right in the module to which PEFT attaches (`BaseTuner._inject_parameters`).
+
+        An entry is the end of a parameter's path. Neither `exclude_modules` nor `modules_to_save` keep a parameter out.
+
+        Args:
+            module: Its path in the live model.
+            layer: What it is, where that is known.
+
+        Returns:
+            None where it is not known which parameters the module has.
+        """
+        if not self.parameters:
+            return ()
+        own = _parameters(layer)
+        if own is not None:
+            return tuple(name for name in own if any(_ends(f"{module}.{name}", entry) for entry in self.parameters))
+        named = [entry.rpartition(".") for entry in self.parameters]
+        certain = tuple(name for holder, _, name in named if holder and _ends(module, holder))
+        if certain:
+            return certain
+        # Every layer has a weight. Of other names the path does not tell who has them.
+        bare = tuple(name for holder, _, name in named if not holder)
+        if "weight" in bare or (module.rpartition(".")[2] == "experts" and _OF_EXPERTS.intersection(bare)):
+            return bare
+        return None if bare else ()
+
+    def conflict(self, module: str, layer: CodeLayer | None = None) -> str | None:
+        """What PEFT raises about parameters of the module that the config targets; None where it attaches to them."""
+        if self._is_named(module, layer):
+            return "the config targets both the layer and a parameter of it; PEFT raises ValueError: not a valid target"
+        held = self.parameters_of(module, layer) or ()
+        dimensions = layer.parameters if layer is not None and layer.parameters is not None else {}
+        if any(dimensions.get(name, 2) not in (2, 3) for name in held):
+            return (
+                "the config targets a parameter that is no matrix; PEFT raises ValueError: only 2d and 3d are supported"
+            )
+        return None
+
+    def _is_named(self, module: str, layer: CodeLayer | None) -> bool | None:
+        """Whether PEFT attaches to the module as a module."""
         if self._is_excluded(module):
             return False
         if any(self._matches(rf"(^|.*\.){name}($|\..*)", module) for name in self._saved):
             return False
-        named = self._is_module_targeted(module, layer)
-        return named if named or not self.parameters else self._holds_targeted_parameter(module, layer)
+        return self._is_module_targeted(module, layer)
 
     def target_of(self, module: str) -> str | None:
         """The entry of a list of targets that a module path ends with; None where no entry does or there is no list."""
@@ -107,22 +153,6 @@ class Targets:
         if module in self.modules:
             return True
         return any(module.endswith(f".{target}") for target in self.modules) and self._is_among_layers(module)
-
-    def _holds_targeted_parameter(self, module: str, layer: CodeLayer | None) -> bool | None:
-        """Whether a parameter right in the module is one of `target_parameters`.
-
-        An entry is the end of a parameter's path (`BaseTuner._inject_parameters`). Of one without a module in it, such as
-        Mixtral's `gate_up_proj`, the path alone does not tell who holds it; fused experts do, other layers have but a weight
-        and a bias.
-        """
-        if any(_ends(module, path.rpartition(".")[0]) for path in self.parameters if "." in path):
-            return True
-        bare = {path for path in self.parameters if "." not in path}
-        if not bare or bare & {"weight", "bias"}:
-            return bool(bare)
-        if layer is not None and layer.kind != "unknown":
-            return layer.kind == "experts"
-        return True if module.rpartition(".")[2] == "experts" else None
 
     def _is_excluded(self, module: str) -> bool:
         if isinstance(self._excluded, str):
@@ -179,6 +209,21 @@ class Targets:
         return CorruptError(
             f"{self._name}: {reason}", code="ADP304", hint="Restore the config that was saved with these weights."
         )
+
+
+_OF_EXPERTS = frozenset(("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"))
+"""What transformers 5 calls the parameters that it fuses experts into."""
+
+
+def _parameters(layer: CodeLayer | None) -> tuple[str, ...] | None:
+    """The names of a layer's own parameters; None where they are not known."""
+    if layer is None:
+        return None
+    if layer.parameters is not None:
+        return tuple(layer.parameters)
+    if layer.kind in ("experts", "unknown") or layer.bias is None:
+        return None
+    return ("weight", "bias") if layer.bias else ("weight",)
 
 
 def default_targets(peft_type: str, model_type: str | None) -> tuple[str, ...] | str | None:

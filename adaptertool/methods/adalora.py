@@ -6,7 +6,7 @@ merge.
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule, low_rank, not_into_mamba
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.replication import base_module, hazard
 
@@ -14,5 +14,12 @@ ADALORA = PlainMethod(
     "ADALORA",
     "lora_",
     "init_r",
-    merge=MergeRule(hazard=hazard, base_module=base_module, any_saved_module=True, fits=low_rank("lora_B", "lora_A")),
+    merge=MergeRule(
+        kinds=LINEAR | CONV1D | CONV,
+        hazard=hazard,
+        base_module=base_module,
+        any_saved_module=True,
+        fits=low_rank("lora_B", "lora_A"),
+        refuses=not_into_mamba,
+    ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import MergeRule
+from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ADAMSS = PlainMethod(
     "ADAMSS",
     "adamss_",
     "r",
-    merge=MergeRule(fits=_fits),
+    merge=MergeRule(kinds=LINEAR, fits=_fits),
     of_the_base=(
         OfTheBase(
             r".*\.adamss_newB",

@@ -6,7 +6,7 @@ anything else raises TypeError when the adapter is attached.
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import BACKENDS, BiasUpdate, MergeRule
+from adaptertool.methods.merging import BACKENDS, LINEAR, BiasUpdate, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 BEFT = PlainMethod(
@@ -18,8 +18,9 @@ BEFT = PlainMethod(
             "ValueError: Base layer has no bias, cannot merge bias adapter default",
             leading=(1,),
             quantised=BACKENDS,
+            alone=True,
         ),
-        linear_only=True,
+        kinds=LINEAR,
         made=lambda *_: ("beft_bias",),
         starts_at_zero=lambda config: config.get("init_weights", True) is True,
     ),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.merging import LINEAR, MergeRule, low_rank
 from adaptertool.methods.plain import OfTheBase, PlainMethod
 
 DELORA = PlainMethod(
     "DELORA",
     "delora_",
     "r",
-    merge=MergeRule(fits=low_rank("delora_B", "delora_A")),
+    merge=MergeRule(kinds=LINEAR, fits=low_rank("delora_B", "delora_A")),
     of_the_base=(
         OfTheBase(
             r".*\.delora_w_norm",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections
-from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.merging import LINEAR, MergeRule, low_rank
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -65,6 +65,6 @@ class GloraProjections(LayerProjections):
         return Zeros(shapes)
 
 
-_MERGE = MergeRule(fits=low_rank("glora_A.Xd", "glora_A.Xu"))
+_MERGE = MergeRule(kinds=LINEAR, fits=low_rank("glora_A.Xd", "glora_A.Xu"))
 
 GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections(), merge=_MERGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import MergeRule
+from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -19,4 +19,4 @@ def _fits(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features:
     return vector is None or vector.shape in ((out_features, 1), (1, in_features))
 
 
-IA3 = PlainMethod("IA3", "ia3_", merge=MergeRule(fits=_fits))
+IA3 = PlainMethod("IA3", "ia3_", merge=MergeRule(kinds=LINEAR | CONV1D | CONV, fits=_fits))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import MergeRule
+from adaptertool.methods.merging import CONV, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -30,4 +30,4 @@ def _sides(tensors: Mapping[str, TensorInfo], factor: str) -> tuple[int, int] | 
     return left.shape[0], right.shape[1]
 
 
-LOKR = PlainMethod("LOKR", "lokr_", "r", merge=MergeRule(fits=_fits))
+LOKR = PlainMethod("LOKR", "lokr_", "r", merge=MergeRule(kinds=LINEAR | CONV, fits=_fits))

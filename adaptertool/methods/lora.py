@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
 from adaptertool.methods import initialisation, replication
-from adaptertool.methods.merging import BiasUpdate, MergeRule, Product, low_rank
+from adaptertool.methods.merging import (
+    CONV,
+    CONV1D,
+    EMBEDDING,
+    LINEAR,
+    BiasUpdate,
+    MergeRule,
+    Product,
+    low_rank,
+    not_into_mamba,
+)
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 
 if TYPE_CHECKING:
@@ -94,6 +104,17 @@ def _misfit(config: Mapping[str, Any], module: str, tensors: Mapping[str, Tensor
     return None
 
 
+def _refuses_parameters(config: Mapping[str, Any]) -> str | None:
+    """As the constructor of `ParamWrapper` in peft/tuners/lora/layer.py."""
+    field = next((field for field in _NOT_FOR_PARAMETERS if config.get(field)), None)
+    return f"the adapter's config has {field}, with which PEFT raises ValueError for parameters" if field else None
+
+
+_NOT_FOR_PARAMETERS = (
+    *("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora", "velora_config", "kasa_config"),
+    *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora", "monteclora_config"),
+)
+
 _RANKS = (("lora_A.weight", 0), ("lora_B.weight", 1), ("lora_embedding_A", 0), ("lora_embedding_B", 1))
 """The factors, and which of their dimensions is the rank."""
 
@@ -171,6 +192,7 @@ LORA = PlainMethod(
     state=r".*\.(?:lora_monteclora_sampler\.(?:gaussian_var_prior|expert_weights)|lora_velora_embed)",
     otherwise=initialisation.loads_otherwise,
     merge=MergeRule(
+        kinds=LINEAR | CONV1D | EMBEDDING | CONV,
         bias=BiasUpdate(
             "lora_B.bias",
             "RuntimeError: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
@@ -191,5 +213,7 @@ LORA = PlainMethod(
         unmade=_unmade,
         starts_at_zero=lambda config: config.get("init_lora_weights", True) in (True, "gaussian", "eva", "lora_ga"),
         product=_product,
+        refuses=not_into_mamba,
+        refuses_parameters=_refuses_parameters,
     ),
 )

@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.header import TensorInfo
 
 
+LINEAR = frozenset({"linear"})
+"""`nn.Linear`."""
+
+CONV1D = frozenset({"conv1d"})
+"""The layer of GPT-2 that is an `nn.Linear` with its weight turned."""
+
+EMBEDDING = frozenset({"embedding"})
+"""`nn.Embedding`."""
+
+CONV = frozenset({"conv"})
+"""`nn.Conv2d` and its like."""
+
+
 @dataclass(frozen=True)
 class Sized:
     """See `MergeRule.fits`: some dimensions of some tensors are the layer's.
@@ -62,6 +75,7 @@ class BiasUpdate:
         leading: The dimensions that the tensor has before out_features.
         wanted: Whether PEFT makes one under this config. Where it does, it merges one, whether the file holds it or not.
         quantised: As in `MergeRule`, of a layer that has such a bias.
+        alone: Whether it is all that the method merges.
     """
 
     tensor: str
@@ -70,6 +84,7 @@ class BiasUpdate:
     leading: tuple[int, ...] = ()
     wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
     quantised: frozenset[str] = frozenset()
+    alone: bool = False
 
     def shape(self, out_features: int) -> tuple[int, ...]:
         """The shape that the tensor must have for a layer of that many outputs."""
@@ -101,7 +116,7 @@ class MergeRule:
 
     Attributes:
         bias: The bias that it adds, if any.
-        linear_only: Whether it attaches to `nn.Linear` and to nothing else.
+        kinds: The kinds of layers that it attaches to (`CodeLayer.kind`); on others PEFT raises. None for all.
         whole_module: What stands before the names of tensors that take the place of a base module's own, of whatever kind.
         own_tensors: Whether each layer that it trained has tensors of its own in the file; else the config alone tells which.
         looks: Whether `safe_merge=True` makes it look for NaN and infinity.
@@ -130,10 +145,13 @@ class MergeRule:
             nothing is open.
         product: The layer's update, where it is a product of two tensors.
         normalised: Tensors whose columns the merge divides by their lengths.
+        refuses: Why PEFT does not attach to a layer of this name in a model of this type; None where it does. (`mamba` in
+            `peft/tuners/tuners_utils.py`, read at 0.21.2.)
+        refuses_parameters: Why, under this config, it does not attach to parameters (`target_parameters`).
     """
 
     bias: BiasUpdate | None = None
-    linear_only: bool = False
+    kinds: frozenset[str] | None = LINEAR | CONV1D
     whole_module: str | None = None
     own_tensors: bool = True
     looks: bool = True
@@ -155,6 +173,8 @@ class MergeRule:
     undecided: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
     normalised: tuple[str, ...] = ()
+    refuses: Callable[[str | None, str], str | None] = lambda *_: None
+    refuses_parameters: Callable[[Mapping[str, Any]], str | None] = lambda _: None
 
 
 BITSANDBYTES = frozenset({"bitsandbytes"})
@@ -168,6 +188,22 @@ It can merge into weights of HQQ too, but `BaseTuner._replace_module` then assig
 
 Here as in all rules, read in PEFT 0.21.2 and tried with bitsandbytes 0.50.2, torchao 0.18.0 and hqq 0.2.8.
 """
+
+
+def not_into_mamba(model_type: str | None, module: str) -> str | None:
+    """What PEFT raises for LoRA and its like on the layers that Mamba's kernels take the weights of.
+
+    Args:
+        model_type: Of the base.
+        module: The layer's path.
+    """
+    leaf = module.rpartition(".")[2]
+    if model_type not in _MAMBAS or leaf not in ("out_proj", "conv1d"):
+        return None
+    return f"PEFT raises ValueError: Module '{leaf}' is incompatible with Mamba-based models"
+
+
+_MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 INTO_WEIGHTS = MergeRule()
 """The rule of most methods."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import BACKENDS, MergeRule
+from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -21,4 +21,4 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return (block.shape[0] * block.shape[1] if len(block.shape) == 3 else block.shape[-1]) == out_features
 
 
-MISS = PlainMethod("MISS", "miss_", "r", merge=MergeRule(quantised=BACKENDS, fits=_fits))
+MISS = PlainMethod("MISS", "miss_", "r", merge=MergeRule(kinds=LINEAR, quantised=BACKENDS, fits=_fits))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import BACKENDS, MergeRule
+from adaptertool.methods.merging import BACKENDS, CONV, EMBEDDING, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -30,4 +30,6 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], _: int, 
     return rotation.shape[0] * block == in_features
 
 
-OFT = PlainMethod("OFT", "oft_", "r", merge=MergeRule(quantised=BACKENDS, kernels=False, fits=_fits))
+OFT = PlainMethod(
+    "OFT", "oft_", "r", merge=MergeRule(kinds=LINEAR | EMBEDDING | CONV, quantised=BACKENDS, kernels=False, fits=_fits)
+)

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptertool.methods.base import Note, Role, general_role, general_trained
-from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, INTO_WEIGHTS, MergeRule, Sized, low_rank, no_merge
+from adaptertool.methods.merging import (
+    BACKENDS,
+    BITSANDBYTES,
+    CONV,
+    CONV1D,
+    EMBEDDING,
+    INTO_WEIGHTS,
+    LINEAR,
+    MergeRule,
+    Sized,
+    low_rank,
+    no_merge,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -158,11 +170,13 @@ PLAIN_METHODS = (
         "adaption_",
         merge=no_merge("it adds a gated attention branch that depends on the input"),
     ),
-    PlainMethod("BOFT", "boft_", merge=MergeRule(quantised=BACKENDS, fits=Sized(out=("boft_s", (0,))))),
+    PlainMethod(
+        "BOFT", "boft_", merge=MergeRule(kinds=LINEAR | CONV, quantised=BACKENDS, fits=Sized(out=("boft_s", (0,))))
+    ),
     PlainMethod(
         "C3A",
         "c3a_",
-        merge=MergeRule(fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2)))),
+        merge=MergeRule(kinds=LINEAR, fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2)))),
     ),
     PlainMethod("DEFT", "deft_", "r", merge=MergeRule(fits=low_rank("deft_P", "deft_R"))),
     PlainMethod("FOURIERFT", "fourierft_"),
@@ -176,24 +190,32 @@ PLAIN_METHODS = (
         "HIRA",
         "hira_",
         "r",
-        merge=MergeRule(quantised=BITSANDBYTES, any_saved_module=True, scaled=False, fits=low_rank("hira_B", "hira_A")),
+        merge=MergeRule(
+            kinds=LINEAR | CONV1D | EMBEDDING | CONV,
+            quantised=BITSANDBYTES,
+            any_saved_module=True,
+            scaled=False,
+            fits=low_rank("hira_B", "hira_A"),
+        ),
     ),
     PlainMethod(
         "HRA",
         "hra_",
         "r",
-        merge=MergeRule(fits=Sized(into=("hra_u", (0,))), normalised=("hra_u",)),
+        merge=MergeRule(kinds=LINEAR | CONV, fits=Sized(into=("hra_u", (0,))), normalised=("hra_u",)),
     ),
     PlainMethod(
         "LN_TUNING",
         "ln_tuning_",
-        merge=MergeRule(whole_module="ln_tuning_layers", looks=False, any_saved_module=True),
+        merge=MergeRule(kinds=None, whole_module="ln_tuning_layers", looks=False, any_saved_module=True),
     ),
-    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(fits=low_rank("hada_w1_a", "hada_w1_b"))),
-    PlainMethod("OSF", "osf_", merge=MergeRule(fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"))),
-    PlainMethod("PEANUT", "peanut_", "r", merge=MergeRule(fits=Sized(out=("peanut_B.weight", (0,))))),
+    PlainMethod("LOHA", "hada_", "r", merge=MergeRule(kinds=LINEAR | CONV, fits=low_rank("hada_w1_a", "hada_w1_b"))),
+    PlainMethod(
+        "OSF", "osf_", merge=MergeRule(kinds=None, fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"))
+    ),
+    PlainMethod("PEANUT", "peanut_", "r", merge=MergeRule(kinds=LINEAR, fits=Sized(out=("peanut_B.weight", (0,))))),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
-    PlainMethod("PSOFT", "psoft_", "r"),
+    PlainMethod("PSOFT", "psoft_", "r", merge=MergeRule(kinds=LINEAR)),
     PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
     PlainMethod("WAVEFT", "waveft_"),
 )

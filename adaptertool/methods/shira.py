@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections, layout_entry, whole
-from adaptertool.methods.merging import BACKENDS, MergeRule
+from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -153,5 +153,9 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
 
 
 SHIRA = PlainMethod(
-    "SHIRA", "shira_", "r", projections=ShiraProjections(), merge=MergeRule(quantised=BACKENDS, fits=_fits)
+    "SHIRA",
+    "shira_",
+    "r",
+    projections=ShiraProjections(),
+    merge=MergeRule(kinds=LINEAR, quantised=BACKENDS, fits=_fits),
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.merging import LINEAR, MergeRule, low_rank
 from adaptertool.methods.plain import OfTheBase, PlainMethod
 
 SUPERTUNING = PlainMethod(
     "SUPERTUNING",
     "supertuning_",
     "r",
-    merge=MergeRule(fits=low_rank("supertuning_lora_B.weight", "supertuning_lora_A.weight")),
+    merge=MergeRule(kinds=LINEAR, fits=low_rank("supertuning_lora_B.weight", "supertuning_lora_A.weight")),
     of_the_base=(
         OfTheBase(
             r".*\.supertuning_indices",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, natural
-from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.merging import CONV1D, EMBEDDING, LINEAR, MergeRule, low_rank
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -130,6 +130,6 @@ TINYLORA = PlainMethod(
     "tinylora_",
     "r",
     projections=TinyLoraProjections(),
-    merge=MergeRule(scaled=False, fits=low_rank("tinylora_B", "tinylora_A")),
+    merge=MergeRule(kinds=LINEAR | CONV1D | EMBEDDING, scaled=False, fits=low_rank("tinylora_B", "tinylora_A")),
     of_the_base=(OfTheBase(r".*\.tinylora_[AB]", "Singular vectors of each layer", DECOMPOSITION),),
 )

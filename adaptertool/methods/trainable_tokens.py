@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adaptertool.methods.merging import MergeRule
+from adaptertool.methods.merging import EMBEDDING, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.shared import SharedTensors
 from adaptertool.projection.stored import Stored
@@ -54,5 +54,8 @@ def _is_targeted(module: str, config: AdapterConfig) -> bool:
 
 
 TRAINABLE_TOKENS = PlainMethod(
-    "TRAINABLE_TOKENS", "trainable_tokens_", projections=TokenTensors(), merge=MergeRule(tied=True)
+    "TRAINABLE_TOKENS",
+    "trainable_tokens_",
+    projections=TokenTensors(),
+    merge=MergeRule(kinds=LINEAR | EMBEDDING, tied=True),
 )

@@ -13,5 +13,7 @@ from adaptertool.methods.plain import PlainMethod
 XLORA = PlainMethod(
     "XLORA",
     "internal_xlora_classifier",
-    merge=MergeRule(hazard=lambda _: "X-LoRA weighs its experts by the input, and merge_and_unload leaves that out"),
+    merge=MergeRule(
+        kinds=None, hazard=lambda _: "X-LoRA weighs its experts by the input, and merge_and_unload leaves that out"
+    ),
 )

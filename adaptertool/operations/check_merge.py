@@ -11,7 +11,7 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import adapted_layers
+from adaptertool.merge.adapted import adapted_layers, natural_order
 from adaptertool.merge.attached import attached_layers
 from adaptertool.merge.base import open_base
 from adaptertool.merge.decide import BaseLayers
@@ -162,11 +162,13 @@ def check_merge(
     layers = BaseLayers(base_model, code)
     targets = Targets(opened.config, code.model_type)
     attached = attached_layers(opened, adapted, rule, targets, layers)
-    pairs = [(one, _ask(opened, layers, one, rule)) for one in attached.layers]
+    pairs = [(one, _ask(opened, layers, one, rule, targets)) for one in attached.layers]
     live: LiveModel | None = None
     weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
     entries = open_entries(opened, rule, weighted)
-    if ask_model and (attached.open or entries or any(layer.status == "unknown" for _, layer in pairs)):
+    if ask_model and (
+        attached.open or attached.undecided or entries or any(layer.status == "unknown" for _, layer in pairs)
+    ):
         modules = [layer.module for layer in adapted]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
@@ -174,7 +176,7 @@ def check_merge(
         layers = BaseLayers(base_model, code, live.renamed)
         attached = attached_layers(opened, adapted, rule, targets, layers, live.layers)
         pairs = [
-            (one, known.get(one.module) or _ask(opened, layers, one, rule, live.layers.get(one.module)))
+            (one, known.get(one.module) or _ask(opened, layers, one, rule, targets, live.layers.get(one.module)))
             for one in attached.layers
         ]
     load = dtype or load_dtype(base_model.config)
@@ -209,6 +211,7 @@ def check_merge(
         (
             *_findings(attached.layers, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
+            *_targeted_containers(attached, rule, targets, layers),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
             *broken_beside(opened, load, math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES),
             *broken_tokens(opened, load),
@@ -286,6 +289,24 @@ def _loading_findings(
     return tuple(findings)
 
 
+def _targeted_containers(
+    attached: Attached, rule: MergeRule, targets: Targets, layers: BaseLayers
+) -> tuple[Finding, ...]:
+    """What the config targets that is no layer and holds some: PEFT raises before it loads anything."""
+    if rule.kinds is None and rule.whole_module is None:
+        return ()
+    modules = [layer.module for layer in attached.layers]
+    # The file's other modules are in the model where it calls them as the model does.
+    stored = layers.modules if all(module in layers.modules for module in modules) else ()
+    parts_of = [module.split(".") for module in (*modules, *stored)]
+    holders = {".".join(parts[:end]) for parts in parts_of for end in range(1, len(parts))} - {*modules, *stored}
+    targeted = sorted((holder for holder in holders if targets.match(holder)), key=natural_order)
+    if not targeted:
+        return ()
+    message = f"The config targets {targeted[0]}, which is no layer; PEFT raises when it attaches to it"
+    return (Finding("ADP207", message, count=len(targeted)),)
+
+
 def _without_base(adapter: Adapter, finding: Finding, threshold: float) -> MergeReport:
     return MergeReport(describe_target(adapter), describe_adapter(adapter), None, None, threshold, (), (finding,))
 
@@ -336,20 +357,36 @@ def _open_base(adapter: Adapter, base: str | Path | None, revision: str | None, 
 
 
 def _ask(
-    adapter: Adapter, layers: BaseLayers, adapted: AdaptedLayer, rule: MergeRule, live: CodeLayer | None = None
+    adapter: Adapter,
+    layers: BaseLayers,
+    adapted: AdaptedLayer,
+    rule: MergeRule,
+    targets: Targets,
+    live: CodeLayer | None = None,
 ) -> Layer:
     fields = adapter.config.fields
     module = rule.base_module(fields, adapted.module)
+    held = targets.parameters_of(adapted.module, live or layers.code.layer(module))
+    kinds = rule.kinds if held == () else None
     if rule.bias is not None and rule.bias.wanted(fields):
-        layer = layers.needs_bias(module, linear_only=rule.linear_only, live=live, quantised=rule.bias.quantised)
+        layer = layers.needs_bias(
+            module, kinds=kinds, weight=not rule.bias.alone, live=live, quantised=rule.bias.quantised
+        )
     else:
-        layer = layers.needs_weight(module, live=live, any_kind=rule.whole_module is not None, quantised=rule.quantised)
+        layer = layers.needs_weight(
+            module, live=live, kinds=kinds, any_kind=rule.whole_module is not None, quantised=rule.quantised
+        )
     layer = replace(layer, module=adapted.module)
     if layer.status == "ok" and layer.layer_type == "quantized" and layers.quantization is not None:
         why = rule.plain_only(fields, layers.quantization)
         if why is not None:
             reason = f"the base layer is quantised with {layers.quantization}: {why}"
             layer = replace(layer, status="blocked", code="ADP207", reason=reason)
+    refused = rule.refuses(layers.code.model_type, module)
+    if refused is None and held:
+        refused = rule.refuses_parameters(fields) or targets.conflict(adapted.module, live or layers.code.layer(module))
+    if refused is not None:
+        return replace(layer, status="blocked", code="ADP207", reason=refused)
     misfit = rule.misfit(fields, adapted.module, adapted.tensors)
     return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
 
