@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.target import open_target
-from adaptertool.errors import NotFoundError
+from adaptertool.errors import AdapterToolError, NotFoundError
 from adaptertool.merge.base import open_base
 from adaptertool.merge.resolve import Names, is_quantized, modules_of
 from adaptertool.methods import method_of
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.base import Base
     from adaptertool.methods.base import Projections
+    from adaptertool.projection.stored import Stored
 
 PEFT_PREFIX = "base_model.model."
 """What a PeftModel puts before the base model's own module paths."""
@@ -88,6 +90,48 @@ def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: s
     layers = [(shape[1], shape[0]) if turned else (shape[0], shape[1]) for shape in shapes]
     _check_fit(adapter, dict(zip(rule.target_modules(adapter.weights.tensors), layers, strict=True)), model)
     return layers
+
+
+def shapes_by_the_base(
+    adapter: Adapter, rule: Projections, base: str | None = None, token: str | None = None
+) -> tuple[bool, str | None]:
+    """Whether the base model makes PEFT draw the shapes that are stored, and why not.
+
+    It is asked where layers share projections. Without a named base, it is the one in the adapter's config, where that is a
+    folder here. Then only an answer counts.
+    """
+    stored = rule.stored(adapter.weights.tensors, adapter.config)
+    if not stored:
+        return False, None
+    named = base
+    if named is None:
+        named = adapter.config.text_or_none("base_model_name_or_path")
+        if not named or adapter.folder.kind != "local" or not Path(named).is_dir():
+            return False, None
+    try:
+        disproof = _disproof(adapter, rule, stored, named, token)
+    except CannotDrawError as error:
+        return False, str(error.args[0]) if base is not None else None
+    except AdapterToolError:
+        if base is not None:
+            raise
+        return False, None
+    return disproof is None, disproof
+
+
+def _disproof(
+    adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
+) -> str | None:
+    """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
+    due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
+    for one in stored:
+        shape = adapter.weights.tensors[one.canonical].shape
+        if shape != due[one.kind]:
+            return (
+                f"{one.canonical} has shape {shape}, and PEFT draws {due[one.kind]} for this adapter on {base}: the stored "
+                "one is shared with another adapter"
+            )
+    return None
 
 
 def _check_fit(adapter: Adapter, layers: Mapping[str, tuple[int, int]], base: Base) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
@@ -159,7 +159,17 @@ def examine_adapter(
     rule = rule_for(adapter, method_of(adapter.config))
     report, findings = None, []
     if rule is not None:
-        report = examine(adapter, rule, level, lambda: loader_for(for_torch, ask=level == "full"), progress)
+        proven, disproof = False, None
+        if rule.shared and level != "none":
+            from adaptertool.operations.base_layers import shapes_by_the_base
+
+            proven, disproof = shapes_by_the_base(adapter, rule)
+        loader = lambda: loader_for(for_torch, ask=level == "full")  # noqa: E731
+        report = examine(adapter, rule, level, loader, progress, shapes_proven=proven)
+        if disproof is not None and report.verdict in ("regenerable", "regenerable-elsewhere"):
+            size = report.bytes - report.one_copy_bytes
+            report = replace(report, verdict="not-regenerable", recipe=None, loads_with=(), removable_bytes=size)
+            report = replace(report, fingerprint=None, reason=disproof)
         findings += findings_about(report, adapter, rule)
     if copies_of_the_base(adapter.weights.tensors, adapter.config):
         from adaptertool.operations.base_copies import finding_about

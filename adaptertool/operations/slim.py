@@ -15,9 +15,7 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.writing.writer import Change
-from adaptertool.errors import AdapterToolError
 from adaptertool.methods import method_of
-from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import compare, finding_about
 from adaptertool.operations.finished import Earlier, finished
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from adaptertool.findings import Finding
     from adaptertool.methods.base import Projections
     from adaptertool.operations.base_copies import BaseCopies
-    from adaptertool.projection.stored import Stored
 
 
 def slim(
@@ -100,7 +97,11 @@ def slim(
         if done is not None:
             return replace(done, dry_run=dry_run)
     destination.check(adapter)
-    proven, disproof = _shapes_by_the_base(adapter, rule, base, token)
+    proven, disproof = False, None
+    if rule is not None and rule.shared:
+        from adaptertool.operations.base_layers import shapes_by_the_base
+
+        proven, disproof = shapes_by_the_base(adapter, rule, base, token)
     if disproof is not None and not keep_one_copy:
         result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
         return replace(result, hint=_one_copy_hint(adapter))
@@ -132,49 +133,6 @@ def _earlier(adapter: Adapter, destination: Destination) -> Iterator[Earlier]:
         assert isinstance(adapter.folder, HubFolder)  # noqa: S101 - that is what this kind is
         for folder, address in offered(adapter.folder, PULL_REQUEST_TITLES):
             yield Earlier(folder, pull_request=address)
-
-
-def _shapes_by_the_base(
-    adapter: Adapter, rule: Projections | None, base: str | None, token: str | None
-) -> tuple[bool, str | None]:
-    """Whether the base model makes PEFT draw the shapes that are stored, and why not.
-
-    Without a named base, the one in the adapter's config is asked where it is a folder here. Then only an answer counts.
-    """
-    stored = rule.stored(adapter.weights.tensors, adapter.config) if rule is not None else ()
-    if rule is None or not rule.shared or not stored:
-        return False, None
-    named = base
-    if named is None:
-        named = adapter.config.text_or_none("base_model_name_or_path")
-        if not named or adapter.folder.kind != "local" or not Path(named).is_dir():
-            return False, None
-    try:
-        disproof = _disproof(adapter, rule, stored, named, token)
-    except CannotDrawError as error:
-        return False, str(error.args[0]) if base is not None else None
-    except AdapterToolError:
-        if base is not None:
-            raise
-        return False, None
-    return disproof is None, disproof
-
-
-def _disproof(
-    adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
-) -> str | None:
-    """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
-    from adaptertool.operations.base_layers import layer_shapes
-
-    due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
-    for one in stored:
-        shape = adapter.weights.tensors[one.canonical].shape
-        if shape != due[one.kind]:
-            return (
-                f"{one.canonical} has shape {shape}, and PEFT draws {due[one.kind]} for this adapter on {base}: the stored "
-                "one is shared with another adapter"
-            )
-    return None
 
 
 @dataclass(frozen=True)

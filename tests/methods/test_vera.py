@@ -249,6 +249,11 @@ def test_a_base_that_the_config_names_shows_a_borrowed_pair(peft_type: str, tmp_
     result = adaptertool.slim(tmp_path / "second", dry_run=True)
     assert result.action == "refused"
     assert "another adapter" in str(result.reason)
+    report = adaptertool.inspect(tmp_path / "second")
+    assert report.projections is not None
+    assert report.projections.verdict == "not-regenerable"
+    assert "another adapter" in str(report.projections.reason)
+    assert "ADP101" not in [one.code for one in report.findings]
 
 
 @pytest.mark.parametrize("peft_type", [*TYPES, "RANDLORA"])
