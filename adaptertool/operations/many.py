@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -93,7 +93,14 @@ def each(
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs is {jobs}", hint="At least one checkpoint is worked on at a time.")
-    workers = Workers(lambda one, _: operation(one.target, **options), jobs=jobs or os.cpu_count() or 1)
+    # Not in the generator itself, which would raise at the first outcome only.
+    return _outcomes(operation, targets, jobs or os.cpu_count() or 1, options)
+
+
+def _outcomes(
+    operation: Callable[..., R], targets: Iterable[str | Path], jobs: int, options: Mapping[str, Any]
+) -> Generator[Outcome[R], None, None]:
+    workers = Workers(lambda one, _: operation(one.target, **options), jobs=jobs)
     try:
         yield from workers.outcomes(Found(str(target)) for target in targets)
     finally:
