@@ -94,6 +94,11 @@ def _misfit(config: Mapping[str, Any], module: str, tensors: Mapping[str, Tensor
     rank = _rank(config, module)
     # An adapter of parameters (target_parameters) has as many ranks side by side as there are experts.
     several = bool(config.get("target_parameters"))
+    # A decomposition has no more parts than the layer has inputs or outputs.
+    if initialisation.is_decomposition(config) and "lora_A.weight" in tensors and "lora_B.weight" in tensors:
+        down, up = tensors["lora_A.weight"].shape, tensors["lora_B.weight"].shape
+        if len(down) == len(up) == 2:
+            rank = min(rank, down[1], up[0])
     for name, dimension in _RANKS:
         shape = tensors[name].shape if name in tensors else ()
         if len(shape) < 2 or shape[dimension] == rank or (several and shape[dimension] % rank == 0):

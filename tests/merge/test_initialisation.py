@@ -12,6 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weig
 from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import adaptertool
 from tests.methods.written import TARGETS, base, logits, shake, write
@@ -160,3 +162,43 @@ def test_loftq_depends_on_the_machine(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises((ImportError, ValueError, AssertionError)):
             written.loaded(written.folder)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal", True])
+@pytest.mark.parametrize("stored", [1, 4])
+def test_a_layer_with_fewer_outputs_than_the_rank(init: Any, stored: int, tmp_path: Path) -> None:
+    """Such as the gate of Qwen2-MoE's shared expert: a decomposition of it has one part."""
+    config = Qwen2MoeConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=2,
+        num_experts_per_tok=1,
+    )
+    Qwen2MoeForCausalLM(config).save_pretrained(tmp_path / "base")
+    lora = LoraConfig(
+        target_modules=["shared_expert_gate", "v_proj"], r=4, init_lora_weights=init, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(Qwen2MoeForCausalLM.from_pretrained(tmp_path / "base"), lora)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    state = load_file(path)
+    due = {}
+    for name, tensor in state.items():
+        rank = stored if "shared_expert_gate" in name else 4
+        due[name] = tensor.new_zeros((rank, 16) if "lora_A" in name else (tensor.shape[0], rank))
+    save_file(due, path, {"format": "pt"})
+    try:
+        bare = Qwen2MoeForCausalLM.from_pretrained(tmp_path / "base")
+        PeftModel.from_pretrained(bare, tmp_path / "adapter").merge_and_unload(safe_merge=True)
+        merges = True
+    except RuntimeError:
+        merges = False
+    assert merges == (stored == (1 if init in ("pissa", "olora") else 4))
+    report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base")
+    assert report.verdict == ("mergeable" if merges else "not-mergeable")
