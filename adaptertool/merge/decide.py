@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal
 
+from adaptertool.errors import CorruptError
 from adaptertool.merge.quantised import FORWARD_ONLY, REQUANTISED, STORED_BY_NAME, quantisation_of
 from adaptertool.merge.resolve import Names, Resolution, is_quantized, modules_of
+from adaptertool.patterns import match
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -387,8 +388,8 @@ def _covers(pattern: str, module: str) -> bool:
     """Whether an entry of a quantisation's list of layers that it leaves alone means this module."""
     if pattern.startswith("re:"):
         try:
-            return re.match(pattern[3:], module) is not None
-        except re.error:
+            return match(pattern[3:], module, "quantization_config") is not None
+        except CorruptError:
             return False
     return fnmatch(module, f"*{pattern}*")
 

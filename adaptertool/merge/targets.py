@@ -9,11 +9,11 @@ without tensors gets an update of its own that nobody trained. Source: `check_ta
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptertool import patterns
 from adaptertool.errors import CorruptError
 from adaptertool.methods.base import ALL_LINEAR
 
@@ -61,8 +61,8 @@ class Targets:
         saved = self._names(fields, "modules_to_save") or ()
         self._saved = (saved,) if isinstance(saved, str) else saved
         self._indices = self._layer_indices(fields)
-        patterns = self._names(fields, "layers_pattern") or ()
-        self._patterns = (patterns,) if isinstance(patterns, str) else patterns
+        prefixes = self._names(fields, "layers_pattern") or ()
+        self._patterns = (prefixes,) if isinstance(prefixes, str) else prefixes
 
     @property
     def known(self) -> bool:
@@ -170,23 +170,15 @@ class Targets:
     def _is_among_layers(self, module: str) -> bool:
         if self._indices is None:
             return True
-        match = None
-        if not self._patterns:
-            match = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
-        for pattern in self._patterns:
-            match = self._match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", module)
-            if match is not None:
-                break
-        return match is not None and int(match["idx"]) in self._indices
+        rules = [rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\." for pattern in self._patterns]
+        for rule in rules or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
+            found = patterns.match(rule, module, self._name)
+            if found is not None:
+                return int(found["idx"] or 0) in self._indices
+        return False
 
     def _matches(self, pattern: str, module: str, *, whole: bool = False) -> bool:
-        return self._match(pattern, module, whole=whole) is not None
-
-    def _match(self, pattern: str, module: str, *, whole: bool = False) -> re.Match[str] | None:
-        try:
-            return re.fullmatch(pattern, module) if whole else re.match(pattern, module)
-        except re.error as error:
-            raise self._makes_no_sense(f"{pattern!r} is no regular expression: {error}") from error
+        return patterns.match(pattern, module, self._name, whole=whole) is not None
 
     def _names(self, fields: Mapping[str, Any], key: str) -> tuple[str, ...] | str | None:
         value = fields.get(key)

@@ -6,7 +6,6 @@ Source: `peft/tuners/lora/layer.py` and `variants.py`.
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
@@ -23,6 +22,7 @@ from adaptertool.methods.merging import (
     not_into_mamba,
 )
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
+from adaptertool.patterns import match
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,11 +58,8 @@ def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, default: 
     return next((value for pattern, value in table.items() if _ends_with(pattern, module, patterns)), default)
 
 
-def _ends_with(pattern: str, module: str, patterns: str) -> bool:
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except re.error as error:
-        raise _makes_no_sense(f"{patterns} holds {pattern!r}, which is no regular expression: {error}") from error
+def _ends_with(pattern: str, module: str, field: str) -> bool:
+    return match(rf"(.*\.)?({pattern})$", module, field) is not None
 
 
 def _rank(config: Mapping[str, Any], module: str) -> int:

@@ -7,14 +7,15 @@ fills the one through the other. A layer that the config targets by itself need 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.errors import CorruptError
 from adaptertool.methods.merging import EMBEDDING, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.shared import SharedTensors
+from adaptertool.patterns import match
 from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def _is_targeted(module: str, config: AdapterConfig) -> bool:
             isinstance(target, str) and (module == target or module.endswith(f".{target}")) for target in targets
         )
     try:
-        return isinstance(targets, str) and re.fullmatch(targets, module) is not None
-    except re.error:
+        return isinstance(targets, str) and match(targets, module, config.name, whole=True) is not None
+    except CorruptError:
         return False
 
 
