@@ -63,6 +63,15 @@ class Bytes(Protocol):
             NetworkError: what is known for certain of a remote file does not come as it did before.
         """
 
+    def proven(self) -> Iterator[memoryview] | None:
+        """The whole file in pieces, in order, of which the last is followed by the proof; None where no digest is known of it.
+
+        Pieces stay valid.
+
+        Raises:
+            CorruptError: at the end, where the pieces together don't have the digest.
+        """
+
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
         """Within the block these ranges are streamed in this order, some perhaps not: a file far away fetches them ahead.
 
@@ -97,6 +106,14 @@ def os_error(error: OSError, path: Path | str, doing: str = "read") -> AdapterTo
             f"cannot {doing} {path}: {reason}", hint="Free some space, or write to another disk with -o DIR."
         )
     return UnsupportedError(f"cannot {doing} {path}: {reason}")
+
+
+def two_readings(what: str) -> CorruptError:
+    """That the same range of a file was read twice, with different outcomes."""
+    return CorruptError(
+        f"two readings of {what} gave different bytes",
+        hint="The file changes while it is read, or it is damaged on its way. Try again.",
+    )
 
 
 class LocalBytes:
@@ -182,6 +199,9 @@ class LocalBytes:
     def read_again(self, start: int, length: int) -> bytes:
         """The same as `read`."""
         return self.read(start, length)
+
+    def proven(self) -> None:
+        """Nobody says what a file on disk should hold."""
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
         """The operating system reads ahead."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.errors import CorruptError, NotFoundError
+from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
+from adaptertool.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,11 +123,8 @@ def read_config(folder: Folder) -> AdapterConfig:
     try:
         file = folder.open(CONFIG_NAME)
     except NotFoundError as error:
-        found = [entry for entry in folder.files() if entry.endswith((".json", ".safetensors", ".bin"))][:5]
         raise NotFoundError(
-            f"{folder.location} is no PEFT adapter: it has no {CONFIG_NAME}",
-            code="ADP304",
-            hint=f"It holds {', '.join(found)}." if found else "An adapter is what PEFT's save_pretrained writes.",
+            f"{folder.location} is no PEFT adapter: it has no {CONFIG_NAME}", code="ADP304", hint=_what_is_there(folder)
         ) from error
     except CorruptError as error:
         raise CorruptError(error.message, code="ADP304", hint=_RESTORE) from error
@@ -155,6 +153,21 @@ def read_config(folder: Folder) -> AdapterConfig:
             hint="Is this a base model's folder, or a config of another library?",
         )
     return AdapterConfig(text, fields, name)
+
+
+def _what_is_there(folder: Folder) -> str:
+    """What a folder without a config holds, for people who named the wrong one."""
+    # A local tree may be large; a repo's is one request, or more than are made.
+    try:
+        names = folder.walk() if folder.kind == "hub" else folder.files()
+    except UnsupportedError:
+        names = folder.files()
+    below = sorted({name.rpartition("/")[0] for name in names if name.endswith(f"/{CONFIG_NAME}")})
+    if below:
+        such = f"It holds {plural(len(below), 'adapter')} in folders below, such as {folder.location}/{below[0]}"
+        return f"{such}: name it with --subfolder, or add -r to look at all of them."
+    found = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors", ".bin"))][:5]
+    return f"It holds {', '.join(found)}." if found else "An adapter is what PEFT's save_pretrained writes."
 
 
 def _top_level_spans(text: str) -> dict[str, tuple[int, int]]:

@@ -275,6 +275,7 @@ def _adapters_of(author: str, token: str | None) -> Iterator[str]:
     """Names of the repos that the Hub tags as PEFT adapters; what `HfApi.list_models(author=, filter="peft")` asks."""
     from adaptertool.checkpoint.hub.client import HubClient
     from adaptertool.checkpoint.hub.refusals import Subject
+    from adaptertool.checkpoint.hub.tree import not_a_hub
 
     client = HubClient(token)
     if client.offline:
@@ -287,7 +288,9 @@ def _adapters_of(author: str, token: str | None) -> Iterator[str]:
         if url is None:
             return
         entries, url = client.json(url, Subject(client.endpoint, author))
-        for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entries, list):
+            raise not_a_hub(client, f"its list of the repos of {author} is none")
+        for entry in entries:
             name = entry.get("id") if isinstance(entry, dict) else None
             # A name from the network becomes part of a path, so it must be one of this author's.
             if (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from adaptertool.checkpoint.header import Header, TensorInfo, read_header
+from adaptertool.checkpoint.bytes import two_readings
+from adaptertool.checkpoint.header import Header, TensorInfo, parse_header, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from adaptertool.checkpoint.bytes import Bytes
@@ -45,6 +47,21 @@ class Weights(Protocol):
     def read_again(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a tensor, brought anew from where the file is; see `Bytes.read_again`."""
 
+    def digests(self, progress: Callable[[int], None] = lambda _: None) -> Mapping[str, str] | None:
+        """SHA-256 of each tensor, of one reading of the whole file that has the digest which is known for the file.
+
+        It is read once, however often this is asked.
+
+        Args:
+            progress: Told how many bytes were read since the last call.
+
+        Returns:
+            None where no digest is known, and nothing was read.
+
+        Raises:
+            CorruptError: the file has another digest.
+        """
+
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """Within the block these parts of tensors are streamed in this order, some perhaps not; see `Bytes.ahead`.
 
@@ -73,6 +90,7 @@ class SafetensorsWeights:
         self.file = file
         self.header: Header = read_header(file)
         self._held: bytes | None = None
+        self._digests: Mapping[str, str] | None = None
 
     @property
     def file_bytes(self) -> int:
@@ -104,6 +122,37 @@ class SafetensorsWeights:
     def read_again(self, name: str, start: int, length: int) -> bytes:
         """A part of a tensor, from the file and not from memory."""
         return self.file.read_again(self.header.data_start + self.tensors[name].start + start, length)
+
+    def digests(self, progress: Callable[[int], None] = lambda _: None) -> Mapping[str, str] | None:
+        """Read the whole file past what hashes it, and hold its header against the one that was read first."""
+        if self._digests is None and (pieces := self.file.proven()) is not None:
+            self._digests = self._hashed(pieces, progress)
+        return self._digests
+
+    def _hashed(self, pieces: Iterator[memoryview], progress: Callable[[int], None]) -> dict[str, str]:
+        rest = memoryview(b"")
+
+        def following(nbytes: int) -> Iterator[memoryview]:
+            nonlocal rest
+            while nbytes:
+                rest = rest or next(pieces)
+                part, rest = rest[:nbytes], rest[nbytes:]
+                nbytes -= len(part)
+                progress(len(part))
+                yield part
+
+        head = b"".join(following(self.header.data_start))
+        found = {}
+        for tensor in self.tensors.values():
+            running = hashlib.sha256()
+            for part in following(tensor.nbytes):
+                running.update(part)
+            found[tensor.name] = running.hexdigest()
+        for _ in pieces:
+            pass  # behind the last byte comes the proof
+        if parse_header(head[8:], self.file.size - len(head), self.file.name) != self.header:
+            raise two_readings(f"the header of {self.file.name}")
+        return found
 
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """Tell the file which of its ranges come next."""

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import Header, TensorInfo, read_header
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
 from adaptertool.words import shortened
@@ -134,6 +135,12 @@ class Base:
         file, header = self._headers[self.files[name]]
         return file.stream(header.data_start + info.start, info.nbytes)
 
+    def read_again(self, name: str, start: int, length: int) -> bytes:
+        """A part of a tensor, brought anew from where the file is; see `Bytes.read_again`."""
+        info = self.tensor(name)
+        file, header = self._headers[self.files[name]]
+        return file.read_again(header.data_start + info.start + start, length)
+
     def _read_range(self, names: list[str]) -> dict[str, bytes]:
         file, header = self._headers[self.files[names[0]]]
         first, last = self.tensor(names[0]), self.tensor(names[-1])
@@ -141,10 +148,7 @@ class Base:
         content = file.read(*extent)
         # No digest proves a part of a file, and the values decide.
         if self.folder.kind == "hub" and file.read_again(*extent) != content:
-            raise CorruptError(
-                f"two readings of {names[0]} in {file.name} gave different bytes",
-                hint="It is damaged on its way. Try again.",
-            )
+            raise two_readings(f"{names[0]} in {file.name}")
         found = {}
         for name in names:
             info = self.tensor(name)

@@ -14,6 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import TORCH_DTYPES
 from adaptertool.checkpoint.writing.serialize import NewTensor
 from adaptertool.findings import Finding
@@ -152,6 +153,10 @@ def _compare(adapter: Adapter, name: str, base: Base, progress: Progress) -> Bas
     pieces = _paired(adapter.weights.stream(name), base.stream(own))
     for piece, other in pieces:
         if piece != other:
+            # What is a "no" must not be what was damaged on its way.
+            for whose, read_again, bits in ((name, adapter.weights.read_again, piece), (own, base.read_again, other)):
+                if read_again(whose, at, len(bits)) != bits:
+                    raise two_readings(whose)
             first = next(index for index, (one, two) in enumerate(zip(piece, other, strict=True)) if one != two)
             return f"{name} is not the base's {own}: the first byte that differs is {at + first} of {info.nbytes}"
         running.update(piece)
@@ -271,7 +276,8 @@ def brought_back(
                 f"{one.base_tensor} of {model.folder.location} is not the tensor that {name} was",
                 "Name the base that the adapter was slimmed against with --base.",
             )
-        tensors.append(NewTensor(name, info.dtype, info.shape, info.nbytes, _stream_of(model, one.base_tensor)))
+        stream = _stream_of(model, one.base_tensor)
+        tensors.append(NewTensor(name, info.dtype, info.shape, info.nbytes, stream, sha256=one.sha256))
     return tensors
 
 

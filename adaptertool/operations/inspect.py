@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
+from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
-from adaptertool.errors import CorruptError, UsageError
+from adaptertool.errors import UsageError
 from adaptertool.findings import Finding
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
@@ -212,14 +213,13 @@ def _findings_about_values(adapter: Adapter, level: Level, originals: Mapping[st
             if index is None:
                 continue
             if not still_not_finite(weights, name, index):
-                raise CorruptError(
-                    f"two readings of {name} gave different bytes",
-                    hint="The file changes while it is read, or it is damaged on its way. Try again.",
-                )
+                raise two_readings(name)
             broken[name] = index
     broken.update({copy: broken[name] for copy, name in originals.items() if name in broken})
     if not broken:
         return []
+    if level == "full":
+        weights.digests()  # damage that is the same at every reading is none of the file's
     name, index = next(iter(broken.items()))
     count = "1 tensor holds" if len(broken) == 1 else f"{len(broken)} tensors hold"
     message = f"{count} NaN or infinity, first {name} at element {index}."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adaptertool.projection.loader import Loader
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.stored import Stored
-    from adaptertool.projection.verify import Level, Verdict
+    from adaptertool.projection.verify import Comparison, Level, Verdict
 
 INSTALL_TORCH = "pip install 'adaptertool[torch]'"
 
@@ -46,6 +46,8 @@ class ProjectionReport:
         tensors: The stored projections.
         flag: Whether the config says that PEFT loads them from the file; true where it always does.
         trained: Whether they were trained: then they are no projections, and only copies of them can go.
+        settled: Of a sample, whether the rest of the file can't change its "no": see `adaptertool.projection.settled`. False
+            where that was not asked.
     """
 
     stored: bool
@@ -62,6 +64,7 @@ class ProjectionReport:
     tensors: tuple[Stored, ...] = ()
     flag: bool = True
     trained: bool = False
+    settled: bool = False
 
     @property
     def reproduced(self) -> bool | None:
@@ -79,6 +82,7 @@ def examine(
     progress: Progress = SILENT,
     *,
     shapes_proven: bool = False,
+    settle: bool = False,
 ) -> ProjectionReport:
     """Find out about the projections of an adapter.
 
@@ -89,35 +93,24 @@ def examine(
         loader: Gives the torch that will load the adapter, or None; asked only where there is something to compare.
         progress: Who is told how far it got.
         shapes_proven: Whether the base model is known to make PEFT draw these very shapes.
+        settle: Whether to find out if a "no" of a sample is settled.
 
     Raises:
-        CorruptError: a config value that the answer depends on makes no sense (ADP304).
+        CorruptError: a config value that the answer depends on makes no sense (ADP304); or the file has another digest than
+            the one that is known for it.
     """
     tensors = adapter.weights.tensors
     stored = rule.stored(tensors, adapter.config)
     flag = rule.flag is None or adapter.config.flag(rule.flag, rule.flag_default)
     if not stored:
         return _examine_absent(adapter, rule, level, loader, flag)
-    weights = adapter.weights
-    one_copy = sum(tensors[one.canonical].nbytes for one in stored)
-    everything = {weights.stored_as(name): tensors[name].nbytes for one in stored for name in one.tensors}
-    report = ProjectionReport(
-        stored=True,
-        copies=max(len(one.tensors) for one in stored),
-        bytes=sum(everything.values()),
-        one_copy_bytes=one_copy,
-        removable_bytes=sum(everything.values()) - one_copy,
-        tensors=stored,
-        flag=flag,
-        trained=rule.trained,
-        loads_with=rule.conditions if rule.trained and one_copy < sum(everything.values()) else (),
-    )
+    report = _unverified(adapter, rule, stored)
     if level == "none":
         return report
-    from adaptertool.projection.verify import Comparison, differing_copy, verify
+    from adaptertool.projection.settled import refuted
+    from adaptertool.projection.verify import verify
 
-    comparison = Comparison(weights, level, progress.advance, remote=adapter.folder.kind == "hub")
-    progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in everything))
+    comparison = _comparison(adapter, stored, level, progress)
     shapes = {one.kind: tensors[one.canonical].shape for one in stored}
     known = None
     try:
@@ -130,16 +123,14 @@ def examine(
             _check_dtypes(basis, dtypes)
             known = loader()
     except CannotDrawError as error:
-        difference = differing_copy(comparison, stored)
-        report = replace(report, verification=level)
-        if difference is not None:
-            return replace(report, verdict="copies-differ", reason=difference, removable_bytes=0)
-        return replace(report, verdict="not-regenerable", reason=str(error))
+        found = replace(_compared(report, comparison, settle=settle), verification=level)
+        if found.verdict == "copies-differ":
+            return found
+        return replace(found, verdict="not-regenerable", reason=str(error), settled=settle)
     if known is None:
-        difference = differing_copy(comparison, stored)
-        if difference is not None:
-            return replace(report, verification=level, verdict="copies-differ", reason=difference, removable_bytes=0)
-        return replace(report, reason="torch is not installed, so nothing says what will be drawn")
+        found = _compared(report, comparison, settle=settle)
+        no_torch = "torch is not installed, so nothing says what will be drawn"
+        return found if found.verdict == "copies-differ" else replace(found, reason=no_torch, settled=settle)
     outcome = verify(comparison, stored, basis, known)
     if known.concluded and outcome.verdict in ("regenerable-elsewhere", "not-regenerable"):
         # A "no" is not concluded from a version: torch itself is asked.
@@ -147,6 +138,9 @@ def examine(
         outcome = outcome if itself.draws_like(known) else verify(comparison, stored, basis, itself)
     beyond = (*rule.conditions, *_unproven(rule, report, shapes, shapes_proven=shapes_proven))
     removable = {"regenerable": report.bytes, "copies-differ": 0}.get(outcome.verdict, report.removable_bytes)
+    # What another sampler draws, no damage gives.
+    elsewhere = outcome.verdict == "regenerable-elsewhere"
+    no = settle and outcome.verdict != "regenerable"
     return replace(
         report,
         verification=level,
@@ -156,6 +150,83 @@ def examine(
         loads_with=(*outcome.loads_with, *beyond) if outcome.loads_with else (),
         reason=outcome.reason,
         fingerprint=outcome.digests or None,
+        settled=no and (elsewhere or refuted(comparison, stored, basis, known)),
+    )
+
+
+def examine_copies(
+    adapter: Adapter, rule: Projections, level: Level, progress: Progress = SILENT, *, settle: bool = False
+) -> ProjectionReport:
+    """Find out whether the copies of stored projections are the same; nothing is drawn.
+
+    Args:
+        adapter: The adapter, which stores some.
+        rule: Its method's rule about them.
+        level: How much to compare.
+        progress: Who is told how far it got.
+        settle: Whether to find out if a "no" of a sample is settled.
+
+    Returns:
+        A report with the verdict `copies-differ` or `unverified`.
+
+    Raises:
+        CorruptError: the file has another digest than the one that is known for it.
+    """
+    stored = rule.stored(adapter.weights.tensors, adapter.config)
+    report = _unverified(adapter, rule, stored)
+    found = _compared(report, _comparison(adapter, stored, level, progress), settle=settle)
+    return found if found.verdict == "copies-differ" else replace(found, reason="the copies alone were compared")
+
+
+def _unverified(adapter: Adapter, rule: Projections, stored: tuple[Stored, ...]) -> ProjectionReport:
+    """What is known of stored projections without a look at them."""
+    tensors, weights = adapter.weights.tensors, adapter.weights
+    one_copy = sum(tensors[one.canonical].nbytes for one in stored)
+    everything = {weights.stored_as(name): tensors[name].nbytes for one in stored for name in one.tensors}
+    return ProjectionReport(
+        stored=True,
+        copies=max(len(one.tensors) for one in stored),
+        bytes=sum(everything.values()),
+        one_copy_bytes=one_copy,
+        removable_bytes=sum(everything.values()) - one_copy,
+        tensors=stored,
+        flag=rule.flag is None or adapter.config.flag(rule.flag, rule.flag_default),
+        trained=rule.trained,
+        loads_with=rule.conditions if rule.trained and one_copy < sum(everything.values()) else (),
+    )
+
+
+def _comparison(adapter: Adapter, stored: tuple[Stored, ...], level: Level, progress: Progress) -> Comparison:
+    """What compares them; a file of which a digest is known has been read as a whole then, at level `full`."""
+    from adaptertool.projection.verify import Comparison
+
+    weights, remote = adapter.weights, adapter.folder.kind == "hub"
+    whole = None
+    if level == "full" and remote:
+        progress.phase("comparing projections", weights.file_bytes)
+        whole = weights.digests(progress.advance)
+    comparison = Comparison(weights, level, progress.advance, remote, whole)
+    if whole is None:
+        names = dict.fromkeys(weights.stored_as(name) for one in stored for name in one.tensors)
+        progress.phase("comparing projections", sum(comparison.bytes_of(name) for name in names))
+    return comparison
+
+
+def _compared(report: ProjectionReport, comparison: Comparison, *, settle: bool) -> ProjectionReport:
+    """The report, with what comparing the copies with each other tells."""
+    from adaptertool.projection.settled import copies_refuted
+    from adaptertool.projection.verify import differing_copy
+
+    difference = differing_copy(comparison, report.tensors)
+    if difference is None:
+        return report
+    return replace(
+        report,
+        verification=comparison.level,
+        verdict="copies-differ",
+        reason=difference,
+        removable_bytes=0,
+        settled=settle and copies_refuted(comparison, report.tensors),
     )
 
 

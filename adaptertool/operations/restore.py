@@ -19,7 +19,7 @@ from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import brought_back, recorded
 from adaptertool.operations.projections import examine, findings_about
 from adaptertool.operations.pull_request import pull_request_words
-from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
+from adaptertool.operations.rewrite import Destination, Rewrite, read_whole, unchanged
 from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_KEY
 from adaptertool.operations.shared_copies import missing_copies
 from adaptertool.progress import SILENT, Progress
@@ -115,6 +115,7 @@ def restore(
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None
         return replace(result, action="refused", reason=str(error.args[0]), hint=hint)
+    read_whole(adapter, progress)
     gone = (METADATA_KEY, BASE_COPIES_KEY, SHARED_COPIES_KEY)
     metadata = {key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key not in gone}
     weights = NewWeights(in_order([*kept(adapter.weights, adapter.weights.tensors), *tensors]), metadata)

@@ -43,7 +43,7 @@ class Rewrite(Result):
         pull_request: The address of the pull request that was opened.
         projections: What was found out about the projections.
         findings: What the user should know.
-        hint: What to do after a refusal.
+        hint: What to do after a refusal, or what to know about what was written.
         base_copies: What was found out about copies of the base's tensors, where there was a base to compare them with.
     """
 
@@ -68,6 +68,17 @@ def unchanged(adapter: Adapter, command: Command) -> Rewrite:
     """The result of having done nothing yet."""
     size = adapter.weights.file_bytes
     return Rewrite(command, describe_target(adapter), False, "nothing-to-do", None, None, size, size)
+
+
+def read_whole(adapter: Adapter, progress: Progress) -> None:
+    """Read weights of which a digest is known as a whole, unless that was done: what is kept of them is what it proves.
+
+    Raises:
+        CorruptError: they have another digest.
+    """
+    if adapter.folder.kind == "hub":
+        progress.phase("reading the file", adapter.weights.file_bytes)
+        adapter.weights.digests(progress.advance)
 
 
 @dataclass(frozen=True)
@@ -121,11 +132,17 @@ class Destination:
             check_output(adapter, self.output, force=self.force, in_tree=self.in_tree)
         elif self.in_place:
             check_in_place(adapter)
-        elif self.push and adapter.folder.kind != "hub":
-            raise UsageError(
-                f"{adapter.folder.location} is a local folder, and --push opens a pull request on a Hub repo",
-                hint="Use -o DIR or --in-place.",
-            )
+        elif self.push:
+            from adaptertool.checkpoint.hub.folder import HubFolder
+            from adaptertool.checkpoint.hub.push import check_pushable
+
+            if not isinstance(adapter.folder, HubFolder):
+                raise UsageError(
+                    f"{adapter.folder.location} is a local folder, and --push opens a pull request on a Hub repo",
+                    hint="Use -o DIR or --in-place.",
+                )
+            if not self.dry_run:
+                check_pushable(adapter.folder)
 
     def clear(self, source: Folder) -> None:
         """Remove what killed runs left where something is about to be written."""
@@ -158,23 +175,41 @@ class Destination:
             return replace(result, output=where, target=describe_target(adapter))
         progress.phase("writing", change.weights.file_bytes if change.weights else 0)
         if self.push:
-            address = self._push(adapter, change, describe(result), progress)
-            return replace(result, pull_request=address, target=describe_target(adapter))
+            result = self._push(adapter, change, result, describe, progress)
+            return replace(result, target=describe_target(adapter))
         if self.output is not None:
             write_folder(
                 adapter, change, self.output, force=self.force, in_tree=self.in_tree, progress=progress.advance
             )
+            if adapter.folder.partial:
+                hint = "huggingface_hub is in offline mode: files of the repo that its cache lacks are missing there."
+                result = replace(result, hint=hint)
         else:
             replace_in_place(adapter, change, progress.advance)
         where = str(self.output) if self.output is not None else adapter.folder.location
         return replace(result, output=where, target=describe_target(adapter))
 
-    def _push(self, adapter: Adapter, change: Change, words: tuple[str, str], progress: Progress) -> str | None:
+    def _push(
+        self,
+        adapter: Adapter,
+        change: Change,
+        result: Rewrite,
+        describe: Callable[[Rewrite], tuple[str, str]],
+        progress: Progress,
+    ) -> Rewrite:
         from adaptertool.checkpoint.hub.folder import HubFolder
+        from adaptertool.checkpoint.hub.offered import same_change
         from adaptertool.checkpoint.hub.push import open_pull_request
 
         folder = adapter.folder
         assert isinstance(folder, HubFolder)  # noqa: S101 - checked before any work was done
+        title, description = describe(result)
         with write_changes(change, progress.advance) as files:
-            title, description = words
-            return open_pull_request(folder, files, title=title, description=description, deletes=change.obsolete)
+            address = same_change(folder, files, title, change.obsolete)
+            if address is not None:
+                result = replace(
+                    result, action="nothing-to-do", reason="a pull request holds the result of an earlier run"
+                )
+                return replace(result, tensors_changed=0, bytes_changed=0, pull_request=address)
+            address = open_pull_request(folder, files, title=title, description=description, deletes=change.obsolete)
+            return replace(result, pull_request=address)

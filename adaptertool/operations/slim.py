@@ -20,10 +20,17 @@ from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import compare, finding_about
 from adaptertool.operations.finished import Earlier, finished
 from adaptertool.operations.inspect import describe_target
-from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, findings_about, rule_for
+from adaptertool.operations.projections import (
+    INSTALL_TORCH,
+    ProjectionReport,
+    examine,
+    examine_copies,
+    findings_about,
+    rule_for,
+)
 from adaptertool.operations.pull_request import TITLES as PULL_REQUEST_TITLES
 from adaptertool.operations.pull_request import pull_request_words
-from adaptertool.operations.rewrite import Destination, Rewrite, unchanged
+from adaptertool.operations.rewrite import Destination, Rewrite, read_whole, unchanged
 from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_KEY
 from adaptertool.operations.shared_copies import to_metadata
 from adaptertool.progress import SILENT, Progress
@@ -37,6 +44,11 @@ if TYPE_CHECKING:
     from adaptertool.findings import Finding
     from adaptertool.methods.base import Projections
     from adaptertool.operations.base_copies import BaseCopies
+    from adaptertool.projection.verify import Level
+
+
+SAMPLED_FIRST = 64 << 20
+"""Bytes of a file on the Hub beyond which a sample is looked at before all of it is read."""
 
 
 def slim(
@@ -89,7 +101,7 @@ def slim(
     destination.clear(place.folder)
     adapter = open_adapter(place)
     rule = rule_for(adapter, method_of(adapter.config))
-    earlier = list(_earlier(adapter, destination)) if in_tree and not force else []
+    earlier = list(_earlier(adapter, destination)) if not force else []
     copies = compare(adapter, base, token, progress) if earlier and base is not None else None
     for one in earlier:
         loader = lambda: loader_for(for_torch)  # noqa: E731
@@ -124,11 +136,11 @@ def slim(
 
 def _earlier(adapter: Adapter, destination: Destination) -> Iterator[Earlier]:
     """What earlier runs may have written or offered."""
-    if destination.output is not None and is_checkpoint(destination.output):
+    if destination.in_tree and destination.output is not None and is_checkpoint(destination.output):
         yield Earlier(LocalFolder(destination.output), output=str(destination.output))
     if destination.push and adapter.folder.kind == "hub":
         from adaptertool.checkpoint.hub.folder import HubFolder
-        from adaptertool.checkpoint.hub.push import offered
+        from adaptertool.checkpoint.hub.offered import offered
 
         assert isinstance(adapter.folder, HubFolder)  # noqa: S101 - that is what this kind is
         for folder, address in offered(adapter.folder, PULL_REQUEST_TITLES):
@@ -189,6 +201,7 @@ def _plan(
     if plan.removed >= set(adapter.weights.tensors):
         reason = "the file holds nothing else, and PEFT loads no file without tensors"
         return _Plan(replace(plan.result, action="nothing-to-do", reason=reason))
+    read_whole(adapter, progress)
     return _changed(adapter, plan)
 
 
@@ -219,13 +232,27 @@ def _plan_projections(
         report = examine(adapter, rule, "none", lambda: None)
         reason = "the file holds no projections"
         return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
-    report = examine(adapter, rule, "full", lambda: loader_for(for_torch), progress, shapes_proven=shapes_proven)
-    result = replace(result, projections=report, findings=_findings(adapter, report, rule))
-    if keep_one_copy or rule.trained:
-        return _plan_one_copy(adapter, report, result, force=force)
-    if report.verdict != "regenerable" or report.recipe is None:
-        return _refused(adapter, report, result)
-    return _plan_strip(adapter, rule, report, result)
+
+    def examined(level: Level, watched: Progress) -> ProjectionReport:
+        settle = level == "sample"
+        if keep_one_copy:
+            return examine_copies(adapter, rule, level, watched, settle=settle)
+        proven, loader = shapes_proven, lambda: loader_for(for_torch)
+        return examine(adapter, rule, level, loader, watched, shapes_proven=proven, settle=settle)
+
+    def planned(report: ProjectionReport) -> _Plan:
+        found = replace(result, projections=report, findings=_findings(adapter, report, rule))
+        if keep_one_copy or rule.trained:
+            return _plan_one_copy(adapter, report, found, force=force)
+        if report.verdict != "regenerable" or report.recipe is None:
+            return _refused(adapter, report, found)
+        return _plan_strip(adapter, rule, report, found)
+
+    if adapter.folder.kind == "hub" and adapter.weights.file_bytes > SAMPLED_FIRST:
+        early = examined("sample", SILENT)
+        if early.settled and (plan := planned(early)).result.action == "refused":
+            return plan
+    return planned(examined("full", progress))
 
 
 def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, *, force: bool) -> _Plan:

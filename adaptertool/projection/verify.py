@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import DTYPE_BITS
-from adaptertool.errors import CorruptError
 from adaptertool.projection.drawn import Drawn, load_dtypes, stored_bits
 from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, from_bits
 from adaptertool.projection.generation import Generation
@@ -107,7 +107,7 @@ class Verification:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Reference(Protocol):
+class Reference(Protocol):
     """The bits that a tensor should have."""
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
@@ -115,31 +115,27 @@ class _Reference(Protocol):
 
 
 @dataclass(frozen=True)
-class _DrawnReference:
+class DrawnReference:
     """Bits that were drawn."""
 
     drawn: Drawn
     casts: tuple[str, ...]
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
+        """Drawn, and cast."""
         return stored_bits(self.drawn, self.casts, start, stop)
 
 
 @dataclass(frozen=True)
-class _StoredReference:
+class StoredReference:
     """Bits that another tensor of the file has."""
 
-    weights: Weights
+    comparison: Comparison
     tensor: str
 
     def bits(self, start: int, stop: int) -> NDArray[Any]:
-        kind = np.dtype(_bit_type(self.weights.tensors[self.tensor].dtype))
-        buffer = np.empty((stop - start) * kind.itemsize, dtype=np.uint8)
-        at = 0
-        for piece in self.weights.stream(self.tensor, start * kind.itemsize, buffer.size):
-            buffer[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
-            at += len(piece)
-        return buffer.view(kind)
+        """Read."""
+        return self.comparison.bits(self.tensor, start, stop)
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ class _Match:
 
     generation: Generation
     casts: tuple[str, ...]
-    references: Mapping[str, _DrawnReference]
+    references: Mapping[str, DrawnReference]
     digests: Mapping[str, str]
 
 
@@ -161,12 +157,15 @@ class Comparison:
         level: How much is compared.
         progress: Told how many bytes of the file were compared since the last call.
         remote: Whether each range that is read is a request over a network.
+        whole: SHA-256 of each tensor, of one reading of the whole file that its digest proves. Then theirs are compared, and
+            only what differs is read once more.
     """
 
     weights: Weights
     level: Level
     progress: Callable[[int], None] = lambda _: None
     remote: bool = False
+    whole: Mapping[str, str] | None = None
     _samples: dict[tuple[str, int, int], bytes] = field(default_factory=dict)
     _confirmed: set[tuple[str, int]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -174,7 +173,7 @@ class Comparison:
     def extents(self, tensor: str) -> list[tuple[int, int]]:
         """The elements to compare, as half-open ranges; bytes, where an element is less than one."""
         info = self.weights.tensors[tensor]
-        size = np.dtype(_bit_type(info.dtype)).itemsize
+        size = np.dtype(bit_type(info.dtype)).itemsize
         count = info.nbytes // size
         whole, window = (3 * REMOTE_WINDOW, REMOTE_WINDOW) if self.remote else (SAMPLE_WHOLE, SAMPLE_WINDOW)
         if self.level == "full" or info.nbytes <= whole:
@@ -186,7 +185,7 @@ class Comparison:
     def bytes_of(self, tensor: str) -> int:
         """How many bytes of a tensor are compared."""
         info = self.weights.tensors[tensor]
-        size = np.dtype(_bit_type(info.dtype)).itemsize
+        size = np.dtype(bit_type(info.dtype)).itemsize
         return size * sum(stop - start for start, stop in self.extents(tensor))
 
     def chosen(self, copies: tuple[str, ...]) -> tuple[str, ...]:
@@ -202,7 +201,7 @@ class Comparison:
         ranges = []
         for tensor in tensors:
             info = self.weights.tensors[tensor]
-            size = np.dtype(_bit_type(info.dtype)).itemsize
+            size = np.dtype(bit_type(info.dtype)).itemsize
             ranges += [(tensor, start * size, (stop - start) * size) for start, stop in self.extents(tensor)]
         with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
             for _ in pool.map(lambda one: self._pieces(*one), ranges):
@@ -217,18 +216,26 @@ class Comparison:
             self._samples[key] = b"".join(bytes(piece) for piece in self.weights.stream(tensor, start, length))
         return (memoryview(self._samples[key]),)
 
+    def bits(self, tensor: str, start: int, stop: int) -> NDArray[Any]:
+        """Elements of a stored tensor, as unsigned integers."""
+        kind = np.dtype(bit_type(self.weights.tensors[tensor].dtype))
+        buffer = np.empty((stop - start) * kind.itemsize, dtype=np.uint8)
+        at = 0
+        for piece in self._pieces(tensor, start * kind.itemsize, buffer.size):
+            buffer[at : at + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            at += len(piece)
+        return buffer.view(kind)
+
     def spans(self, tensor: str) -> Iterator[tuple[int, int]]:
         """The elements to compare, in ranges that are compared at the same time where that is faster."""
         if self.weights.format == "pickle":
             yield from self.extents(tensor)
             return
-        step = (REMOTE_SPAN if self.remote else SPAN) // np.dtype(
-            _bit_type(self.weights.tensors[tensor].dtype)
-        ).itemsize
+        step = (REMOTE_SPAN if self.remote else SPAN) // np.dtype(bit_type(self.weights.tensors[tensor].dtype)).itemsize
         for start, stop in self.extents(tensor):
             yield from ((begin, min(begin + step, stop)) for begin in range(start, stop, step))
 
-    def first_difference(self, tensors: Sequence[str], reference: _Reference, digest: Any = None) -> Difference | None:
+    def first_difference(self, tensors: Sequence[str], reference: Reference, digest: Any = None) -> Difference | None:
         """Compare stored tensors with the bits that they all should have.
 
         All tensors are compared in one range before the next one is looked at, so that the bits due are in the processor's
@@ -250,8 +257,19 @@ class Comparison:
                 digest.update(due.view(np.uint8).data)
         return None
 
+    def known_difference(self, tensor: str, reference: Reference) -> Difference:
+        """The first difference of a tensor whose digest says that there is one.
+
+        Raises:
+            CorruptError: there is none.
+        """
+        difference = self.first_difference([tensor], reference)
+        if difference is None:
+            raise two_readings(tensor)
+        return difference
+
     def _compared(
-        self, tensors: Sequence[str], reference: _Reference, spans: list[tuple[int, int]]
+        self, tensors: Sequence[str], reference: Reference, spans: list[tuple[int, int]]
     ) -> Iterator[tuple[Difference | None, NDArray[Any]]]:
         """The outcome for each span, in order, and the bits due in it."""
 
@@ -262,7 +280,7 @@ class Comparison:
 
         if self.remote:
             # The network is slower than one thread; what it is waited for is fetched ahead.
-            size = np.dtype(_bit_type(self.weights.tensors[tensors[0]].dtype)).itemsize if tensors else 1
+            size = np.dtype(bit_type(self.weights.tensors[tensors[0]].dtype)).itemsize if tensors else 1
             parts = [(tensor, start * size, (stop - start) * size) for start, stop in spans for tensor in tensors]
             with self.weights.ahead(parts) if self.level == "full" else nullcontext():
                 yield from map(compare, spans)
@@ -320,10 +338,7 @@ class Comparison:
         if (tensor, start) in self._confirmed:
             return
         if self.weights.read_again(tensor, start, len(piece)) != piece:
-            raise CorruptError(
-                f"two readings of {tensor} gave different bytes, {start} bytes from its start",
-                hint="The file changes while it is read, or it is damaged on its way. Try again.",
-            )
+            raise two_readings(f"{tensor}, {start} bytes from its start,")
         self._confirmed.add((tensor, start))
 
 
@@ -335,7 +350,7 @@ def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
     return bool((one.view(np.uint64) == other.view(np.uint64)).all())
 
 
-def _bit_type(dtype: str) -> type[np.unsignedinteger[Any]]:
+def bit_type(dtype: str) -> type[np.unsignedinteger[Any]]:
     """The unsigned integer of an element's width; a byte where it is narrower."""
     return {16: np.uint16, 32: np.uint32, 64: np.uint64}.get(DTYPE_BITS[dtype], np.uint8)
 
@@ -356,12 +371,7 @@ def _position(index: int, info: TensorInfo) -> tuple[int, ...]:
     return tuple(reversed(position))
 
 
-def verify(
-    comparison: Comparison,
-    stored: Sequence[Stored],
-    basis: Basis,
-    loader: Loader,
-) -> Verification:
+def verify(comparison: Comparison, stored: Sequence[Stored], basis: Basis, loader: Loader) -> Verification:
     """Compare stored projections with what the known recipes draw.
 
     Args:
@@ -392,7 +402,7 @@ def verify(
 
 
 def differing_copy(
-    comparison: Comparison, stored: Sequence[Stored], drawn: Mapping[str, _Reference] | None = None
+    comparison: Comparison, stored: Sequence[Stored], drawn: Mapping[str, Reference] | None = None
 ) -> str | None:
     """Compare every copy with its canonical tensor.
 
@@ -411,10 +421,15 @@ def differing_copy(
             info = weights.tensors[copy]
             if (info.dtype, info.shape) != (canonical.dtype, canonical.shape):
                 return f"{copy} is {info.dtype} {info.shape}, {one.canonical} {canonical.dtype} {canonical.shape}"
-        reference = (drawn or {}).get(one.kind) or _StoredReference(weights, one.canonical)
-        same = weights.stored_as(one.canonical)
-        copies = [copy for copy in comparison.chosen(one.copies) if weights.stored_as(copy) != same]
-        difference = comparison.first_difference(copies, reference)
+        reference = (drawn or {}).get(one.kind) or StoredReference(comparison, one.canonical)
+        if comparison.whole is not None:
+            due = comparison.whole[one.canonical]
+            wrong = next((copy for copy in one.copies if comparison.whole[copy] != due), None)
+            difference = comparison.known_difference(wrong, reference) if wrong is not None else None
+        else:
+            same = weights.stored_as(one.canonical)
+            copies = [copy for copy in comparison.chosen(one.copies) if weights.stored_as(copy) != same]
+            difference = comparison.first_difference(copies, reference)
         if difference is not None:
             return str(difference)
     return None
@@ -428,26 +443,16 @@ def _identify(
     dtypes = {one.kind: DTYPE_NAMES[comparison.weights.tensors[one.canonical].dtype] for one in stored}
     cast = [dtype for kind, dtype in dtypes.items() if kind not in basis.fixed]
     nearest: tuple[int, int, Difference] | None = None
-    for generation in _in_order(basis, loader):
-        # A sample is content with the rules of the known samplers.
-        own = loader.installed and draws(loader, generation)
-        if own and (comparison.level == "full" or generation.sampler is None):
-            drawing = basis.draw_with_torch(generation.dtype)
-        elif comparison.level == "full":
-            drawing = basis.draw(generation)
-        else:
-            drawing = basis.draw_ranges(
-                generation, {kind: comparison.extents(name) for kind, name in canonical.items()}
-            )
+    for generation in in_order(basis, loader):
+        drawn = drawing(comparison, stored, basis, generation, loader)
         chains = basis.chains(generation, cast[0] if cast else generation.dtype)
-        references: dict[str, _DrawnReference] = {}
+        references: dict[str, DrawnReference] = {}
         digests: dict[str, str] = {}
-        for position, (kind, projection) in enumerate(drawing):
+        for position, (kind, projection) in enumerate(drawn):
             fitting = []
             for casts in chains:
-                reference = _DrawnReference(projection, casts)
-                digest = hashlib.sha256() if comparison.level == "full" else None
-                miss = comparison.first_difference([canonical[kind]], reference, digest)
+                reference = DrawnReference(projection, casts)
+                miss, digest = _first_miss(comparison, canonical[kind], reference)
                 if miss is not None:
                     # The farther a drawing gets before it differs, and the less it differs then, the nearer it is.
                     if nearest is None or (-position, miss.among) < nearest[:2]:
@@ -456,7 +461,7 @@ def _identify(
                 fitting.append(casts)
                 if kind not in references:
                     references[kind] = reference
-                    digests.update({kind: digest.hexdigest()} if digest else {})
+                    digests.update({kind: digest} if digest else {})
                 if position == len(basis.shapes) - 1:
                     break
             chains = fitting
@@ -464,12 +469,39 @@ def _identify(
                 break
         if chains:
             # Each kind's digest is of the first chain that fitted it, which gives the bits of the others that fit.
-            final = {kind: _DrawnReference(one.drawn, chains[0]) for kind, one in references.items()}
+            final = {kind: DrawnReference(one.drawn, chains[0]) for kind, one in references.items()}
             return _Match(generation, chains[0], final, digests), None
     return None, nearest[2] if nearest else None
 
 
-def _in_order(basis: Basis, loader: Loader) -> list[Generation]:
+def drawing(
+    comparison: Comparison, stored: Sequence[Stored], basis: Basis, generation: Generation, loader: Loader
+) -> Iterator[tuple[str, Drawn]]:
+    """Draw what is compared."""
+    own = loader.installed and draws(loader, generation)
+    # A sample is content with the rules of the known samplers.
+    if own and (comparison.level == "full" or generation.sampler is None):
+        return basis.draw_with_torch(generation.dtype)
+    if comparison.level == "full":
+        return basis.draw(generation)
+    return basis.draw_ranges(generation, {one.kind: comparison.extents(one.canonical) for one in stored})
+
+
+def _first_miss(comparison: Comparison, tensor: str, reference: DrawnReference) -> tuple[Difference | None, str | None]:
+    """The first difference of a tensor from the bits due, or None; and their SHA-256, after a full comparison."""
+    if comparison.level != "full":
+        return comparison.first_difference([tensor], reference), None
+    due = hashlib.sha256()
+    if comparison.whole is None:
+        return comparison.first_difference([tensor], reference, due), due.hexdigest()
+    for start, stop in comparison.spans(tensor):
+        due.update(reference.bits(start, stop).view(np.uint8).data)
+    if due.hexdigest() == comparison.whole[tensor]:
+        return None, due.hexdigest()
+    return comparison.known_difference(tensor, reference), None
+
+
+def in_order(basis: Basis, loader: Loader) -> list[Generation]:
     """Every way of drawing it, the loader's own first."""
     known = sorted(basis.generations, key=lambda generation: not draws(loader, generation))
     if loader.installed and not draws(loader, known[0]):

@@ -71,6 +71,8 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.action == "nothing-to-do":
         text.append(f"\nnothing to do: {printable(result.reason or '')}\n", style="green")
         text.append("nothing was written", style="dim")
+        if result.pull_request:
+            text.append(f"\npull request: {printable(result.pull_request)}")
         return Group(text, *_remarks(result.findings, ("ADP106", "ADP107", "ADP108", "ADP110")))
     if result.action == "refused":
         text.append("\nrefused: ", style="bold red")
@@ -101,6 +103,9 @@ def rewrite_text(result: Rewrite) -> RenderableType:
         text.append("\nnothing was written")
     if result.pull_request:
         text.append(f"\npull request: {printable(result.pull_request)}")
+    if result.hint:
+        text.append("\nnote: ", style=FIX)
+        text.append(printable(result.hint))
     parts: list[RenderableType] = [text]
     if result.base_copies is not None and result.base_copies.same and result.command == "slim":
         conditions = "".join(f"\n  - {printable(one)}" for one in result.base_copies.loads_with)

@@ -90,6 +90,8 @@ def main(pairs: int = 124) -> None:
         measure(place, hub, "inspect", "org/large", "--verify", "none")
         measure(place, hub, "inspect", "org/large")
         measure(place, hub, "slim", "org/large", "-o", str(place / "slim"))
+        measure(place, hub, "slim", "org/large", "-o", str(place / "one"), "--keep-one-copy")
+        measure(place, hub, "slim", "org/large", "--dry-run", "--for-torch", "2.11")
     hub.close()
 
 

@@ -83,12 +83,17 @@ class Repeated:
 
     Attributes:
         parts: In order; many of them may be the same object.
-        sha256: Made up: hashing the whole would take longer than all else.
     """
 
     parts: tuple[bytes | memoryview, ...]
-    sha256: str = "6" * 64
     blob_id: str = "6" * 40
+
+    @cached_property
+    def sha256(self) -> str:
+        running = hashlib.sha256()
+        for part in self.parts:
+            running.update(part)
+        return running.hexdigest()
 
     @cached_property
     def ends(self) -> list[int]:
@@ -112,6 +117,33 @@ class Repeated:
         return b"".join(found)
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """A file in which some bytes are others than they should be, at every reading. Its digests are those of the whole one."""
+
+    whole: Content
+    start: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        return self.whole.size
+
+    @property
+    def sha256(self) -> str:
+        return self.whole.sha256
+
+    @property
+    def blob_id(self) -> str:
+        return self.whole.blob_id
+
+    def part(self, start: int, length: int) -> bytes:
+        data = bytearray(self.whole.part(start, length))
+        for at in range(max(start, self.start), min(start + len(data), self.start + self.length)):
+            data[at - start] ^= 1
+        return bytes(data)
+
+
 @dataclass
 class Repo:
     """Commits, and the branches that lead to them.
@@ -123,6 +155,7 @@ class Repo:
         readers: Tokens that may read it although it is gated or private.
         ignored: Paths that a .gitignore would drop.
         pulls: The pull requests, as they were sent.
+        closed: The numbers of those that are not open any more.
     """
 
     commits: dict[str, dict[str, Content]] = field(default_factory=dict)
@@ -131,6 +164,7 @@ class Repo:
     readers: set[str] = field(default_factory=set)
     ignored: set[str] = field(default_factory=set)
     pulls: list[Pull] = field(default_factory=list)
+    closed: set[int] = field(default_factory=set)
 
     @property
     def is_adapter(self) -> bool:
@@ -176,8 +210,8 @@ class Fault:
     """What goes wrong with answers of one kind.
 
     Attributes:
-        kind: `models`, `discussions`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`, `verify`,
-            `commit` or `any`.
+        kind: `models`, `discussions`, `discussion`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`,
+            `verify`, `commit` or `any`.
         times: How many answers are spoilt before all is well again.
         skip: How many go well before.
         status: This status instead of an answer.
@@ -189,6 +223,7 @@ class Fault:
         claim: Content-Length is this many bytes off, and the body too.
         chunked: Sent without a length, with this many bytes too many (or too few).
         delay: Seconds before the first byte of the answer.
+        damage: Start and length of the bytes of the file that are others than they should be, whenever they are sent.
         drip: Seconds between single bytes.
         body: These bytes instead of the body.
         raw: These bytes instead of an answer in HTTP, and the connection ends.
@@ -207,6 +242,7 @@ class Fault:
     claim: int = 0
     chunked: int | None = None
     delay: float = 0.0
+    damage: tuple[int, int] | None = None
     drip: float = 0.0
     body: bytes | None = None
     raw: bytes | None = None
@@ -351,6 +387,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = fault.body or b""
             self.send(fault, fault.status or 200, {**headers, **fault.headers}, Plain(body), 0, len(body))
             return
+        if fault.damage is not None:
+            file = Damaged(file, *fault.damage)
         start, length, status = 0, file.size, 200
         sent = {"Accept-Ranges": "bytes", **headers}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
@@ -465,7 +503,9 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if path == "/api/models":
                 self.models(query)
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/discussions", path):
-                self.discussions(match.group(1))
+                self.discussions(match.group(1), query)
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/discussions/(\d+)", path):
+                self.discussion(match.group(1), int(match.group(2)))
             elif match := re.fullmatch(r"/api/(dataset|space)s/([^/]+/[^/]+)", path):
                 if hub.others.get(match.group(2)) == match.group(1):
                     self.answer("other", 200, json.dumps({"id": match.group(2), "sha": "c" * 40}).encode())
@@ -548,17 +588,27 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             document = [{"_id": "1", "id": name, "modelId": name, "tags": ["peft"]} for name in page]
             self.answer("models", 200, json.dumps(document).encode(), headers)
 
-        def discussions(self, repo_id: str) -> None:
-            """The open pull requests."""
+        def discussions(self, repo_id: str, query: Mapping[str, list[str]]) -> None:
+            """The open pull requests, the newest first."""
             repo = self.repo("discussions", repo_id, content=False)
             if repo is None:
                 return
             found = [
                 {"num": number, "title": pull.title, "isPullRequest": True, "status": "open"}
-                for number, pull in enumerate(repo.pulls, 1)
+                for number, pull in reversed([*enumerate(repo.pulls, 1)])
+                if number not in repo.closed
             ]
-            document = {"discussions": found, "count": len(found), "start": 0}
+            start = hub.page * int(query.get("p", ["0"])[0])
+            document = {"discussions": found[start : start + hub.page], "count": len(found), "start": start}
             self.answer("discussions", 200, json.dumps(document).encode())
+
+        def discussion(self, repo_id: str, number: int) -> None:
+            """What a pull request is against."""
+            repo = self.repo("discussion", repo_id, content=False)
+            if repo is None:
+                return
+            document = {"num": number, "changes": {"base": f"refs/heads/{repo.pulls[number - 1].target}"}}
+            self.answer("discussion", 200, json.dumps(document).encode())
 
         def info(self, repo_id: str, revision: str) -> None:
             repo = self.repo("info", repo_id, content=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adaptertool.checkpoint.hub import file
 from adaptertool.cli import main
 from tests.hub.conftest import files_of, many_tensors
 from tests.hub.server import Plain
@@ -104,6 +106,56 @@ def test_restore_pushes_the_inverse(
     assert hub.repos["org/slim"].commits[pull.commit][CONFIG] == Plain(repo[CONFIG])
 
 
+@pytest.mark.parametrize("command", ["slim", "restore"])
+def test_a_pull_request_is_opened_once(
+    hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run(capsys, "slim", "org/name", "-o", str(tmp_path / "slim"))[0] == 0
+    hub.add("org/slim", tree(tmp_path / "slim"))
+    name = "org/name" if command == "slim" else "org/slim"
+    pulls, page = hub.repos[name].pulls, f"{hub.endpoint}/{name}/discussions"
+    code, document = run(capsys, command, name, "--push", "--token", TOKEN)
+    assert (code, document["pull_request"]) == (0, f"{page}/1")
+    code, document = run(capsys, command, name, "--push", "--token", TOKEN)
+    assert (code, document["action"], document["pull_request"]) == (0, "nothing-to-do", f"{page}/1")
+    assert len(pulls) == 1
+    assert main([command, name, "--push", "--token", TOKEN]) == 0
+    assert f"{page}/1" in capsys.readouterr().out.replace("\n", "")
+    # On the second page, behind others of the same title.
+    hub.page = 2
+    for number in range(3):
+        hub.repos[name].commit({CONFIG: b"%d" % number}, f"refs/pr/{number + 2}")
+        commit = hub.repos[name].refs[f"refs/pr/{number + 2}"]
+        pulls.append(dataclasses.replace(pulls[0], commit=commit))
+    code, document = run(capsys, command, name, "--push", "--token", TOKEN)
+    assert (code, document["pull_request"], len(pulls)) == (0, f"{page}/1", 4)
+    # One against another branch, and one that was closed, are none.
+    pulls[0] = dataclasses.replace(pulls[0], target="dev")
+    code, document = run(capsys, command, name, "--push", "--token", TOKEN)
+    assert (code, document["pull_request"], len(pulls)) == (0, f"{page}/5", 5)
+    hub.repos[name].closed.add(5)
+    code, document = run(capsys, command, name, "--push", "--token", TOKEN)
+    assert (code, document["pull_request"], len(pulls)) == (0, f"{page}/6", 6)
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"body": b"{}"}, {"body": b'{"discussions": null}'}])
+def test_no_pull_request_where_their_list_is_broken(
+    hub: HubServer, repo: dict[str, bytes], capsys: pytest.CaptureFixture[str], fault: dict[str, Any]
+) -> None:
+    hub.fail("discussions", **fault)
+    code, document = run(capsys, "slim", "org/name", "--push", "--token", TOKEN)
+    assert (code, document["error"]["kind"]) == (3, "network")
+    assert not hub.repos["org/name"].pulls
+
+
+def test_what_can_not_be_pushed_is_refused_before_any_work(
+    hub: HubServer, repo: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document = run(capsys, "slim", "org/name", "--push")
+    assert (code, document["error"]["kind"]) == (3, "unauthorized")
+    assert len(hub.requests("storage")) == 1
+
+
 def test_nothing_to_do_opens_no_pull_request(
     hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,3 +216,23 @@ def test_a_base_on_the_hub_is_compared_by_range(
     code, result = run(capsys, "restore", str(slimmed), "--base", "org/base", "-o", str(restored))
     assert code == 0
     assert_same_bytes(restored, adapter)
+
+
+def test_a_base_that_is_damaged_on_its_way_is_no_other_base(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.methods.written import base, write
+
+    monkeypatch.setattr(file, "PREFETCH", 1 << 10)
+    adapter, model = tmp_path / "adapter", tmp_path / "base"
+    write(adapter, "LORA", target_modules=["embed_tokens", "q_proj"])
+    base("llama").save_pretrained(model)
+    hub.add("org/base", files_of(model))
+    arguments = ("slim", str(adapter), "--base", "org/base", "--dry-run")
+    assert run(capsys, *arguments)[1]["action"] == "stripped"
+    (place,) = (entry.range for entry in hub.requests("storage")[-1:])
+    start = int((place or "").removeprefix("bytes=").split("-")[0])
+    hub.fail("storage", skip=len(hub.requests("storage")) - 1, times=1, damage=(start, 1))
+    code, document = run(capsys, *arguments)
+    assert (code, document["error"]["kind"]) == (3, "corrupt"), document
+    assert "two readings of model.embed_tokens.weight" in document["error"]["message"]

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import adaptertool
 from adaptertool.checkpoint.adapter import open_adapter
-from adaptertool.checkpoint.hub import patience
+from adaptertool.checkpoint.hub import file, patience
 from adaptertool.checkpoint.hub.file import PREFETCH
 from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
-from adaptertool.errors import AdapterToolError, NetworkError, UsageError
+from adaptertool.errors import AdapterToolError, CorruptError, NetworkError, UsageError
+from adaptertool.projection import verify
 from tests.hub.conftest import files_of
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def test_streaming_weights(hub: HubServer, fault: str, times: int) -> None:
             for piece in file.stream(start, length):
                 received += piece
             whole = True
-        except NetworkError:
+        except (NetworkError, CorruptError):
             pass
         if fault in UNSEEN_IN_A_RANGE and length != len(DATA):
             assert len(received) == length
@@ -189,6 +191,27 @@ def test_a_server_without_ranges_sends_no_more_than_asked_for(hub: HubServer, mo
     assert file.bytes_read <= PREFETCH + (128 << 10)
 
 
+def test_a_server_without_ranges_is_soon_given_up(
+    hub: HubServer, randlora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "PREFETCH", 4 << 10)
+    hub.add("org/name", files_of(randlora))
+    hub.fail("storage", ignore_range=True)
+    with pytest.raises(NetworkError, match="ignores ranges"):
+        adaptertool.inspect("org/name", verify="sample")
+    # The config, the weights' beginning, and the ranges that are on their way when the first one is refused.
+    assert len(hub.requests("storage")) <= 1 + 2 * verify.REMOTE_REQUESTS
+
+
+def test_a_range_that_is_ignored_once(hub: HubServer) -> None:
+    hub.add("org/name", {WEIGHTS: DATA})
+    file = HubFolder("org/name").open(WEIGHTS)
+    hub.fail("storage", ignore_range=True, times=1)
+    assert file.read(800_000, 8) == DATA[800_000:800_008]
+    hub.fail("storage", ignore_range=True, times=1)
+    assert file.read(900_000, 8) == DATA[900_000:900_008]
+
+
 def test_a_server_without_ranges_still_serves_a_whole_file(hub: HubServer) -> None:
     hub.add("org/name", {WEIGHTS: DATA})
     hub.fail("storage", ignore_range=True)
@@ -209,7 +232,7 @@ def test_a_whole_file_is_held_against_its_digest(hub: HubServer, name: str) -> N
     folder.open("README.md")
     hub.fail("storage" if name == WEIGHTS else "resolve", shift=1)
     file = folder.open(name)
-    with pytest.raises(NetworkError, match="digest"):
+    with pytest.raises(CorruptError, match="digest"):
         list(file.stream(0, file.size))
 
 

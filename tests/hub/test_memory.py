@@ -49,5 +49,5 @@ def test_memory_and_disk_do_not_grow_with_the_copies(hub: HubServer, tmp_path: P
 def slim(hub: HubServer, name: str, output: Path, limit: int) -> tuple[dict[str, Any], int]:
     command = [sys.executable, "-c", PROGRAM, str(limit), "slim", name, "-o", str(output), "--format", "json"]
     done = subprocess.run(command, env={**os.environ, "HF_ENDPOINT": hub.endpoint}, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
     return json.loads(done.stdout), int(done.stderr.split()[-1])

@@ -97,6 +97,22 @@ def test_a_cache_that_holds_a_part(
     assert "not in the cache" in document["error"]["message"]
 
 
+def test_an_output_of_which_files_may_be_missing(
+    hub: HubServer, randlora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    hub.add("org/name", {**files_of(randlora), "README.md": b"# mine"})
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "online"))
+    assert (code, document["hint"]) == (0, None)
+    download("org/name", WEIGHTS, CONFIG)
+    request.getfixturevalue("offline")
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "offline"))
+    assert (code, document["action"]) == (0, "stripped")
+    assert not (tmp_path / "offline" / "README.md").exists()
+    assert "its cache lacks are missing" in document["hint"]
+    assert main(["slim", "org/name", "-o", str(tmp_path / "text")]) == 0
+    assert "note: huggingface_hub is in offline mode" in capsys.readouterr().out
+
+
 def test_a_base_of_which_a_part_is_cached(
     hub: HubServer, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:

@@ -122,6 +122,14 @@ def test_nobody_there(org: HubServer, capsys: pytest.CaptureFixture[str]) -> Non
     assert document["results"][1]["schema"] == "adaptertool/inspect/1"
 
 
+@pytest.mark.parametrize("body", [b"{}", b"null", b'{"error": "try later"}'])
+def test_a_list_that_is_none(org: HubServer, capsys: pytest.CaptureFixture[str], body: bytes) -> None:
+    org.fail("models", body=body)
+    code, document = run(capsys, "inspect", "hf://org/")
+    assert (code, document["results"][0]["error"]["kind"]) == (3, "network")
+    assert "does not answer as the Hub does" in document["results"][0]["error"]["message"]
+
+
 def test_offline_nobody_can_be_listed(offline: None, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = run(capsys, "inspect", "hf://org/")
     assert (code, document["results"][0]["error"]["kind"]) == (3, "offline")

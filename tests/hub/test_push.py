@@ -152,7 +152,7 @@ def test_a_file_that_is_gone(hub: HubServer, folder: HubFolder, tmp_path: Path) 
         ("batch", {"body": b"{}"}, NetworkError, "could not open"),
         ("upload", {"status": 403}, NetworkError, "storage server refused"),
         ("verify", {"status": 404}, UnauthorizedError, "may not open"),
-        ("commit", {"status": 400}, UnauthorizedError, "refused a pull request on org/name: No"),
+        ("commit", {"status": 400}, NetworkError, "refused a pull request on org/name: No"),
         ("commit", {"status": 401}, UnauthorizedError, "refused access"),
         ("commit", {"status": 403}, UnauthorizedError, "refused a pull request on org/name: No"),
         ("commit", {"status": 409}, NetworkError, "changed while"),
@@ -162,6 +162,7 @@ def test_a_file_that_is_gone(hub: HubServer, folder: HubFolder, tmp_path: Path) 
         ("commit", {"cut": 0}, NetworkError, "could not open"),
         ("commit", {"cut": 20}, NetworkError, "could not open"),
         ("commit", {"delay": 3.0}, NetworkError, "could not open"),
+        ("commit", {"drip": 0.5}, NetworkError, "was opened in 2 seconds"),
     ],
 )
 def test_what_goes_wrong_is_told(
@@ -175,6 +176,8 @@ def test_what_goes_wrong_is_told(
     words: str,
 ) -> None:
     monkeypatch.setattr(push, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(push, "PUSH_SECONDS", 2.0)
+    monkeypatch.setattr(push, "PUSH_RATE", 1e9)
     hub.fail(kind, **fault)
     begin = time.monotonic()
     with pytest.raises(error) as caught:
@@ -184,6 +187,11 @@ def test_what_goes_wrong_is_told(
     assert "\n" not in caught.value.message
     assert TOKEN not in f"{caught.value.message} {caught.value.hint}"
     assert time.monotonic() - begin < 5
+    if kind == "commit" and fault.get("status", 500) == 500:
+        # The Hub may have opened it before the answer was lost.
+        assert caught.value.hint is not None
+        assert f"{hub.endpoint}/org/name/discussions" in caught.value.hint
+        assert bool(hub.repos["org/name"].pulls) == ("status" not in fault)
 
 
 def test_the_client_is_left_as_it_was(hub: HubServer, folder: HubFolder, slimmed: dict[str, Path]) -> None:

@@ -151,6 +151,24 @@ def test_a_repo_without_an_adapter(hub: HubServer) -> None:
     told(lambda: open_adapter(target), NotFoundError, "no PEFT adapter", "config.json", "model.safetensors")
 
 
+def test_a_repo_with_adapters_in_folders(hub: HubServer, randlora: Path) -> None:
+    runs = {f"runs/{number}/{name}": data for number in range(5) for name, data in files_of(randlora).items()}
+    hub.add("org/name", {"README.md": b"", **runs})
+    target = open_target("org/name")
+    told(lambda: open_adapter(target), NotFoundError, "5 adapters", "such as org/name/runs/0", "--subfolder", "-r")
+
+
+def test_a_mirror_that_knows_no_expand(hub: HubServer, randlora: Path) -> None:
+    hub.add("org/name", files_of(randlora))
+    hub.fail("resolve", headers={"X-Repo-Commit": ""})
+    hub.fail("info", times=1, status=400)
+    assert open_adapter(open_target("org/name")).weights.tensors
+    hub.faults.clear()
+    hub.fail("resolve", headers={"X-Repo-Commit": ""})
+    hub.fail("info", status=400)
+    told(lambda: open_adapter(open_target("org/name")), NetworkError, "status 400")
+
+
 @pytest.mark.parametrize("status", [200, 404])
 def test_an_empty_repo(hub: HubServer, status: int) -> None:
     hub.add("org/name", {})

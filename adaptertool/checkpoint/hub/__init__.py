@@ -10,4 +10,5 @@ file      one file, read in ranges, each answer held against what is known of it
 ahead     ranges fetched by several connections before they are asked for
 folder    a folder of a repo, pinned to one commit
 push      new files, offered as a pull request
+offered   the pull requests that are open already
 """

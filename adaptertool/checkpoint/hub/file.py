@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from adaptertool.errors import CorruptError, NetworkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
 
     from adaptertool.checkpoint.hub.folder import HubFolder
 
@@ -70,6 +72,7 @@ class HubBytes:
         self._count_lock = threading.Lock()
         self._plan: ReadAhead | None = None
         self._rangeless = False
+        self._ignored = False
         self._closed = False
         self.bytes_read = 0
         self._entry = entry if entry is not None else self._look()
@@ -105,13 +108,11 @@ class HubBytes:
             raise ValueError(f"{self._name} is closed")
         if start < 0 or length < 0 or start + length > self.size:
             raise CorruptError(f"{self._name} ends before byte {start + length}: it is truncated")
-        begun = b"" if self._rangeless and start == 0 else self._begin(start, length)
-        # What is at hand as a whole was checked as a whole.
-        due = self._entry.sha256 if start == 0 and len(begun) < length == self.size else None
+        due = self._entry.sha256 if start == 0 and length == self.size else None
         whole = hashlib.sha256()
         buffer = memoryview(bytearray(min(CHUNK, length)))
         filled, done = 0, 0
-        for piece in chain((memoryview(begun),), self._rest(start + len(begun), length - len(begun))):
+        for piece in self._pieces(start, length):
             rest = piece
             while rest:
                 taken = min(len(rest), len(buffer) - filled)
@@ -142,6 +143,28 @@ class HubBytes:
             )
         return self._fetch(start, length)
 
+    def proven(self) -> Iterator[memoryview] | None:
+        """The whole file as it is fetched; see `Bytes.proven`."""
+        entry = self._entry
+        if entry.sha256 is not None:
+            return self._hashed(entry.sha256)
+        if entry.blob_id is not None and entry.size <= SMALL:
+            return iter((memoryview(self._begin(0, entry.size)),))
+        return None
+
+    def _hashed(self, sha256: str) -> Iterator[memoryview]:
+        running = hashlib.sha256()
+        waiting: Future[None] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+            for piece in self._pieces(0, self.size):
+                if waiting is not None:
+                    waiting.result()
+                # Beside what the reader does with it.
+                waiting = pool.submit(running.update, piece)
+                yield piece
+        if running.hexdigest() != sha256:
+            raise self._other_content()
+
     @contextmanager
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[None]:
         """See `Bytes.ahead`; several requests at a time fetch what comes next."""
@@ -162,6 +185,11 @@ class HubBytes:
         self._closed = True
         self._prefix = b""
 
+    def _pieces(self, start: int, length: int) -> Iterator[memoryview]:
+        """The range in pieces as they are fetched; what is there already comes first."""
+        begun = b"" if self._rangeless and start == 0 else self._begin(start, length)
+        return chain((memoryview(begun),), self._rest(start + len(begun), length - len(begun)))
+
     def _begin(self, start: int, length: int) -> bytes:
         """What of that range is there already, having fetched the beginning if nothing was read so far."""
         small = self._entry.sha256 is None and start == 0 and self._first < length == self.size <= SMALL
@@ -177,9 +205,9 @@ class HubBytes:
         """The whole content, held against its digest.
 
         Raises:
-            NetworkError: it is another content, twice.
+            CorruptError: it is another content, twice.
         """
-        proven = self._entry.is_content(data)
+        proven = self._entry.is_content((data,))
         if proven is False:
             self._direct = None
             again = self._fetch(0, self.size)
@@ -187,7 +215,7 @@ class HubBytes:
             # is the content's plain SHA-1): until one was seen to be git's, two readings that agree count for more.
             if self._entry.sha256 is None and again == data and not self._folder.names_git_hashes:
                 return data
-            data, proven = again, self._entry.is_content(again)
+            data, proven = again, self._entry.is_content((again,))
         if proven and self._entry.sha256 is None:
             self._folder.names_git_hashes = True
         if proven is not False:
@@ -277,8 +305,8 @@ class HubBytes:
         blob_id = COMMIT.fullmatch(headers.get("etag", "").strip('"')) if self._client.is_endpoint(answer.url) else None
         return HubFile(total, sha256 and sha256[0], blob_id[0] if blob_id and sha256 is None else None)
 
-    def _other_content(self) -> NetworkError:
-        return NetworkError(
+    def _other_content(self) -> CorruptError:
+        return CorruptError(
             f"what arrived of {self._name} is not what the commit holds: its digest is another one",
             hint="Try again; a proxy or mirror in between may have damaged or replaced it.",
         )
@@ -365,9 +393,14 @@ class HubBytes:
         self._rangeless = self._rangeless or answer.status == 200
         if answer.status == 200:
             if start:
-                return "it ignores ranges, and sends files from their beginning only"
+                reason = "it ignores ranges, and sends files from their beginning only"
+                if self._ignored:
+                    raise self._client.broken(answer, self._subject, reason).failure
+                self._ignored = True
+                return reason
             due = entry.size
         else:
+            self._ignored = False
             due = length
             found = headers.get("content-range", "none")
             ends = f"bytes {start}-{start + length - 1}/"

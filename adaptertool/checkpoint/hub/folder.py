@@ -17,7 +17,7 @@ from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.file import HubBytes
-from adaptertool.checkpoint.hub.refusals import RepoNotFoundError, Subject
+from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import repo_cache
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
 from adaptertool.errors import GatedError, NetworkError, NotFoundError, OfflineError, UnauthorizedError, UsageError
@@ -244,7 +244,11 @@ class HubFolder:
         if self.branch:
             url += f"/revision/{quote(self.branch, safe='')}"
         try:
-            document, _ = self.client.json(f"{url}?expand=sha", self.subject())
+            try:
+                document, _ = self.client.json(f"{url}?expand=sha", self.subject())
+            except BadRequestError:
+                # A mirror may know nothing of what it is to leave out.
+                document, _ = self.client.json(url, self.subject())
         except RepoNotFoundError as error:
             kind = self._other_kind()
             if kind is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,39 @@ from adaptertool.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from adaptertool.checkpoint.hub.folder import HubFolder
 
+PUSH_SECONDS = 600.0
+PUSH_RATE = 50_000.0
+"""How long all requests of a commit may take together, and how many bytes a second an upload is at least expected to do."""
+
 ANSWER_SECONDS = 120.0
 """How long the Hub may take to answer one request of a commit; huggingface_hub itself would wait for ever (2.4.0)."""
+
+
+def check_pushable(folder: HubFolder) -> None:
+    """Refuse what can't end in a pull request, before any work is done.
+
+    Raises:
+        OfflineError: offline mode.
+        UnauthorizedError: there is no token.
+        UsageError: the revision is no branch.
+    """
+    client = folder.client
+    if client.offline:
+        raise OfflineError(
+            f"cannot open a pull request on {folder.repo_id}: huggingface_hub is in offline mode",
+            hint="Unset HF_HUB_OFFLINE.",
+        )
+    if client.token is None:
+        raise UnauthorizedError(
+            f"cannot open a pull request on {folder.repo_id} without a token", hint="Run `hf auth login`."
+        )
+    if folder.branch is not None and folder.branch.startswith("refs/"):
+        raise _no_branch(folder.branch)
 
 
 def open_pull_request(
@@ -51,19 +78,8 @@ def open_pull_request(
         NetworkError: the branch moved since it was read, or the Hub did not answer as it should.
         UnsupportedError: the repo's .gitignore would drop one of the files.
     """
-    client = folder.client
-    if client.offline:
-        raise OfflineError(
-            f"cannot open a pull request on {folder.repo_id}: huggingface_hub is in offline mode",
-            hint="Unset HF_HUB_OFFLINE.",
-        )
-    if client.token is None:
-        raise UnauthorizedError(
-            f"cannot open a pull request on {folder.repo_id} without a token", hint="Run `hf auth login`."
-        )
+    check_pushable(folder)
     branch = folder.branch
-    if branch is not None and branch.startswith("refs/"):
-        raise _no_branch(branch)
     # The Hub compares the files with the branch as it is now, and builds the commit on the parent that is named. Were
     # they two commits, a file could be left out of the pull request as unchanged that is changed in its parent.
     now = folder.current_commit()
@@ -74,8 +90,20 @@ def open_pull_request(
         )
     if not files and not deletes:
         return None
+    size = sum(path.stat().st_size for path in files.values() if path.exists())
+    return _within(
+        PUSH_SECONDS + size / PUSH_RATE,
+        folder,
+        lambda: _opened(folder, files, deletes, title=title, description=description),
+    )
+
+
+def _opened(
+    folder: HubFolder, files: Mapping[str, Path], deletes: Sequence[str], *, title: str, description: str
+) -> str | None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    client, branch = folder.client, folder.branch
     api = HfApi(endpoint=client.endpoint, token=client.token, library_name="adaptertool")
     with _as_our_errors(folder), _patient_session(), _progress_on_terminals():
         additions = [
@@ -107,31 +135,28 @@ def open_pull_request(
     return commit.pr_url
 
 
-def offered(folder: HubFolder, titles: tuple[str, ...]) -> Iterator[tuple[HubFolder, str]]:
-    """Open pull requests on the folder's repo whose titles begin with one of these.
+def _within(seconds: float, folder: HubFolder, work: Callable[[], str | None]) -> str | None:
+    """Do it in a thread of its own, which is left to itself where it takes too long."""
+    outcomes: list[str | None] = []
+    errors: list[BaseException] = []
 
-    Yields:
-        The folder as the pull request has it, and its address. Nothing where the Hub does not list them.
+    def run() -> None:
+        try:
+            outcomes.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            errors.append(error)
 
-    Raises:
-        GatedError, OfflineError, NetworkError: as it happens.
-    """
-    from adaptertool.checkpoint.hub.folder import HubFolder
-
-    client = folder.client
-    page = f"{client.endpoint}/{folder.repo_id}/discussions"
-    url = f"{client.endpoint}/api/models/{folder.repo_id}/discussions?p=0&type=pull_request&status=open"
-    try:
-        document, _ = client.json(url, folder.subject())
-    except (NotFoundError, UnauthorizedError):
-        return
-    for entry in document.get("discussions", ()) if isinstance(document, dict) else ():
-        number, title = (entry.get("num"), entry.get("title")) if isinstance(entry, dict) else (None, None)
-        if type(number) is int and isinstance(title, str) and title.startswith(titles):
-            there = HubFolder(
-                folder.repo_id, revision=f"refs/pr/{number}", subfolder=folder.subfolder, token=client.token
-            )
-            yield there, f"{page}/{number}"
+    # A daemon, so that the process can end without it.
+    thread = threading.Thread(target=run, name="push", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise NetworkError(
+            f"no pull request on {folder.repo_id} was opened in {seconds:.0f} seconds", hint=_perhaps_open(folder)
+        )
+    if errors:
+        raise errors[0]
+    return outcomes[0]
 
 
 def _no_branch(revision: str) -> UsageError:
@@ -207,8 +232,14 @@ def _as_ours(error: BaseException, folder: HubFolder) -> AdapterToolError:
         return os_error(cause, cause.filename)
     return NetworkError(
         f"could not open a pull request on {repo}: {redacted(str(cause) or type(cause).__name__, client.token)}",
-        hint="Check the repo's pull requests before trying again.",
+        hint=_perhaps_open(folder),
     )
+
+
+def _perhaps_open(folder: HubFolder) -> str:
+    """What to do where nothing says whether a pull request was opened."""
+    page = f"{shown(folder.client.endpoint)}/{folder.repo_id}/discussions"
+    return f"Look at {page} before trying again: it may have been opened all the same."
 
 
 def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
@@ -229,12 +260,15 @@ def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
             f"the storage server refused an upload to {folder.repo_id} with status {response.status_code}",
             hint="Try again later.",
         )
-    if response.status_code in (400, 403):
-        return UnauthorizedError(
-            f"the Hub refused a pull request on {folder.repo_id}" + (f": {said}" if said else ""),
-            hint="The token must be allowed to write discussions, and the repo must allow pull requests.",
-        )
+    refused = f"the Hub refused a pull request on {folder.repo_id}" + (f": {said}" if said else "")
+    if response.status_code == 403:
+        hint = "The token must be allowed to write discussions, and the repo must allow pull requests."
+        return UnauthorizedError(refused, hint=hint)
+    if 400 <= response.status_code < 500 and response.status_code not in (401, 404, 408, 429):
+        return NetworkError(refused, hint="Write with -o DIR, and upload the files yourself.")
     failure = refusal(response.status_code, headers, folder.subject(), client.token)
+    if response.status_code == 408 or response.status_code >= 500:
+        return NetworkError(failure.message, hint=_perhaps_open(folder))
     if isinstance(failure, NotFoundError):
         # The repo was read a moment ago, so it is there.
         return UnauthorizedError(

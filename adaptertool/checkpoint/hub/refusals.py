@@ -45,6 +45,10 @@ class RepoNotFoundError(NotFoundError):
     """The Hub knows no such model repo, or does not tell this token of it."""
 
 
+class BadRequestError(NetworkError):
+    """The Hub does not understand what it was asked."""
+
+
 def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: str | None) -> AdapterToolError:
     """What the Hub's refusal means.
 
@@ -95,7 +99,8 @@ def refusal(status: int, headers: Mapping[str, str], subject: Subject, token: st
             f"{origin(subject.endpoint)} limits the rate of requests" + (f" for {after:.0f} s" if after else ""),
             hint="Try again later" + ("." if token else "; requests with a token have a higher limit."),
         )
-    return NetworkError(
+    kind = BadRequestError if status == 400 else NetworkError
+    return kind(
         f"{origin(subject.endpoint)} answered status {status} about {subject.name}{detail}", hint="Try again later."
     )
 

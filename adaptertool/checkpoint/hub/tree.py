@@ -13,6 +13,8 @@ from adaptertool.checkpoint.hub.refusals import Subject
 from adaptertool.errors import AdapterToolError, NetworkError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from adaptertool.checkpoint.hub.client import HubClient
 
 MAX_PAGES = 50
@@ -39,13 +41,16 @@ class HubFile:
     sha256: str | None = None
     blob_id: str | None = None
 
-    def is_content(self, data: bytes) -> bool | None:
-        """Whether the digest is that of `data`; None where no digest is known."""
-        if self.sha256 is not None:
-            return hashlib.sha256(data).hexdigest() == self.sha256
-        if self.blob_id is not None:
-            return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == self.blob_id
-        return None
+    def is_content(self, pieces: Iterable[bytes]) -> bool | None:
+        """Whether the digest is that of these pieces together; None where no digest is known."""
+        due = self.sha256 or self.blob_id
+        if due is None:
+            return None
+        beginning = b"blob %d\0" % self.size
+        running = hashlib.sha256() if self.sha256 else hashlib.sha1(beginning, usedforsecurity=False)
+        for piece in pieces:
+            running.update(piece)
+        return running.hexdigest() == due
 
 
 def read_tree(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.bytes import LocalBytes, os_error
+from adaptertool.checkpoint.bytes import LocalBytes, os_error, two_readings
 from adaptertool.checkpoint.header import DTYPE_BITS, read_header
 from adaptertool.errors import CorruptError
 
@@ -31,6 +32,7 @@ class NewTensor:
         nbytes: Its length.
         stream: Gives its bytes in pieces, afresh at each call.
         source: The file that it is taken from as it is; None for a tensor that is made.
+        sha256: What its bytes must have; where that is None, they are streamed a second time to be compared.
     """
 
     name: str
@@ -39,6 +41,7 @@ class NewTensor:
     nbytes: int
     stream: Callable[[], Iterable[memoryview]]
     source: Weights | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,31 +68,42 @@ class NewWeights:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    @contextlib.contextmanager
-    def streamed(self) -> Iterator[None]:
-        """Within the block all tensors are streamed in their order, which a source far away is told."""
-        sources = {id(tensor.source): tensor.source for tensor in self.tensors if tensor.source is not None}
-        with contextlib.ExitStack() as stack:
-            for source in sources.values():
-                stack.enter_context(
-                    source.ahead([(one.name, 0, one.nbytes) for one in self.tensors if one.source is source])
-                )
-            yield
-
     @property
     def file_bytes(self) -> int:
         """How long the file will be."""
         return len(self.header()) + sum(tensor.nbytes for tensor in self.tensors)
 
 
+@contextlib.contextmanager
+def _streamed(tensors: Iterable[NewTensor]) -> Iterator[None]:
+    """Within the block these tensors are streamed in their order, which a source far away is told."""
+    sources: dict[int, tuple[Weights, list[tuple[str, int, int]]]] = {}
+    for tensor in tensors:
+        if tensor.source is not None:
+            _, parts = sources.setdefault(id(tensor.source), (tensor.source, []))
+            parts.append((tensor.name, 0, tensor.nbytes))
+    with contextlib.ExitStack() as stack:
+        for source, parts in sources.values():
+            stack.enter_context(source.ahead(parts))
+        yield
+
+
 def kept(weights: Weights, names: Iterable[str]) -> list[NewTensor]:
-    """Tensors of an existing file, to be written again as they are."""
+    """Tensors of an existing file, to be written again as they are.
+
+    Where a digest is known for that file, it is read as a whole now, if it was not yet: what is written must be what the
+    digest proves.
+
+    Raises:
+        CorruptError: the file has another digest.
+    """
+    digests = weights.digests() or {}
 
     def stream_of(name: str) -> Callable[[], Iterator[memoryview]]:
         return lambda: weights.stream(name)
 
     return [
-        NewTensor(info.name, info.dtype, info.shape, info.nbytes, stream_of(info.name), weights)
+        NewTensor(info.name, info.dtype, info.shape, info.nbytes, stream_of(info.name), weights, digests.get(info.name))
         for info in (weights.tensors[name] for name in names)
     ]
 
@@ -117,14 +131,18 @@ def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], Non
         CorruptError: what was read back is not what was written, or the source changed in between.
     """
     try:
-        with open(path, "xb", opener=private) as file, weights.streamed():
+        with open(path, "xb", opener=private) as file, _streamed(weights.tensors):
             file.write(weights.header())
             for tensor in weights.tensors:
-                written = 0
+                written, running = 0, hashlib.sha256()
                 for piece in tensor.stream():
                     file.write(piece)
                     written += len(piece)
+                    if tensor.sha256 is not None:
+                        running.update(piece)
                     progress(len(piece))
+                if tensor.sha256 not in (None, running.hexdigest()):
+                    raise two_readings(tensor.name)
                 if written != tensor.nbytes:
                     raise CorruptError(f"{tensor.name} has {written} bytes where its header says {tensor.nbytes}")
             file.flush()
@@ -139,17 +157,27 @@ def write_weights(weights: NewWeights, path: Path, progress: Callable[[int], Non
 
 def _compare(weights: NewWeights, path: Path) -> None:
     file = LocalBytes(path)
-    with contextlib.closing(file), weights.streamed():
+    with contextlib.closing(file), _streamed(tensor for tensor in weights.tensors if tensor.sha256 is None):
         header = read_header(file)
         if header.metadata != weights.metadata or list(header.tensors) != [one.name for one in weights.tensors]:
             raise CorruptError(f"{path} reads back with another header than was written")
         for tensor in weights.tensors:
-            info = header.tensors[tensor.name]
-            start = header.data_start + info.start
-            for piece in tensor.stream():
-                if file.read(start, len(piece)) != piece:
-                    raise CorruptError(
-                        f"{path} reads back differently from its source at {tensor.name}",
-                        hint="The source changed while it was read, or the disk is failing. Nothing was changed.",
-                    )
-                start += len(piece)
+            if not _reads_back(tensor, file, header.data_start + header.tensors[tensor.name].start):
+                raise CorruptError(
+                    f"{path} reads back differently from its source at {tensor.name}",
+                    hint="The source changed while it was read, or the disk is failing. Nothing was changed.",
+                )
+
+
+def _reads_back(tensor: NewTensor, file: LocalBytes, start: int) -> bool:
+    """Whether a tensor stands in a file as it should, from that byte on."""
+    if tensor.sha256 is not None:
+        running = hashlib.sha256()
+        for piece in file.stream(start, tensor.nbytes):
+            running.update(piece)
+        return running.hexdigest() == tensor.sha256
+    for piece in tensor.stream():
+        if file.read(start, len(piece)) != piece:
+            return False
+        start += len(piece)
+    return True
