@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from adaptertool.projection.stored import Stored
     from adaptertool.projection.verify import Comparison, Level, Verdict
 
+WORTH_A_RANGE = 4 << 20
+"""Bytes of a file on the Hub that take about as long to read as one more range."""
+
 INSTALL_TORCH = "pip install 'adaptertool[torch]'"
 
 
@@ -238,6 +241,18 @@ def _unproven(
     if sentence is None or shapes_proven or report.copies > 1:
         return ()
     return (f"{sentence}: slim --base BASE holds it against that.",)
+
+
+def sample_is_cheap(adapter: Adapter, rule: Projections) -> bool:
+    """Whether a sample of stored projections costs little beside reading all of the file: on the Hub, where it is large."""
+    from adaptertool.projection.verify import Comparison
+
+    if adapter.folder.kind != "hub":
+        return False
+    comparison = Comparison(adapter.weights, "sample", remote=True)
+    stored = rule.stored(adapter.weights.tensors, adapter.config)
+    ranges = sum(len(comparison.extents(one.canonical)) * (1 + len(comparison.chosen(one.copies))) for one in stored)
+    return ranges * WORTH_A_RANGE < adapter.weights.file_bytes
 
 
 def rule_for(adapter: Adapter, method: Method) -> Projections | None:

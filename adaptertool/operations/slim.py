@@ -27,6 +27,7 @@ from adaptertool.operations.projections import (
     examine_copies,
     findings_about,
     rule_for,
+    sample_is_cheap,
 )
 from adaptertool.operations.pull_request import TITLES as PULL_REQUEST_TITLES
 from adaptertool.operations.pull_request import pull_request_words
@@ -45,10 +46,6 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Projections
     from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.projection.verify import Level
-
-
-SAMPLED_FIRST = 64 << 20
-"""Bytes of a file on the Hub beyond which a sample is looked at before all of it is read."""
 
 
 def slim(
@@ -248,7 +245,7 @@ def _plan_projections(
             return _refused(adapter, report, found)
         return _plan_strip(adapter, rule, report, found)
 
-    if adapter.folder.kind == "hub" and adapter.weights.file_bytes > SAMPLED_FIRST:
+    if sample_is_cheap(adapter, rule):
         early = examined("sample", SILENT)
         if early.settled and (plan := planned(early)).result.action == "refused":
             return plan

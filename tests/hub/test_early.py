@@ -10,7 +10,7 @@ import pytest
 from adaptertool.checkpoint.header import TensorInfo, parse_header
 from adaptertool.checkpoint.hub import file
 from adaptertool.cli import main
-from adaptertool.operations import slim
+from adaptertool.operations import projections
 from adaptertool.projection import settled
 from adaptertool.projection.basis import RandLoraBasis
 from tests.hub.large import CONFIG, WEIGHTS, large_adapter
@@ -28,7 +28,7 @@ OF_TWO = "base_model.model.model.layers.0.mlp.down_proj.randlora_B"
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of megabytes are treated as those of gigabytes are."""
-    monkeypatch.setattr(slim, "SAMPLED_FIRST", 1 << 20)
+    monkeypatch.setattr(projections, "WORTH_A_RANGE", 64 << 10)
     monkeypatch.setattr(settled, "SEGMENT", 8 << 10)
     monkeypatch.setattr(file, "PREFETCH", 32 << 10)
 
@@ -75,8 +75,8 @@ def test_what_another_torch_draws(
     where = [option, str(tmp_path / "out")] if option == "-o" else [option]
     code, document = run(capsys, "slim", "org/name", *where, "--for-torch", "2.11")
     assert (code, document["action"]) == (1, "refused")
-    projections = document["projections"]
-    assert (projections["verdict"], projections["verification"]) == ("regenerable-elsewhere", "sample")
+    found = document["projections"]
+    assert (found["verdict"], found["verification"]) == ("regenerable-elsewhere", "sample")
     assert "ADP103" in [finding["code"] for finding in document["findings"]]
     assert document["removed"] == {"tensors": 0, "bytes": 0}
     assert received(hub) < 0.15
