@@ -17,7 +17,7 @@ from adaptertool.checkpoint.header import TensorInfo
 from adaptertool.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -109,9 +109,9 @@ class PickleWeights:
         """A part of a tensor."""
         return b"".join(bytes(piece) for piece in self.stream(name, start, length))
 
-    def digests(self, progress: Callable[[int], None] = lambda _: None) -> None:
+    def digests(self, progress: Callable[[int], None] = lambda _: None, alike: Iterable[Sequence[str]] = ()) -> None:
         """Nobody says what a file on disk should hold."""
-        del progress
+        del progress, alike
 
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """The file is on disk, and the operating system reads ahead."""

@@ -10,13 +10,16 @@ from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import Header, TensorInfo, parse_header, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from adaptertool.checkpoint.bytes import Bytes
 
 SAFETENSORS_WEIGHTS = "adapter_model.safetensors"
 PICKLE_WEIGHTS = "adapter_model.bin"
+
+HELD_BYTES = 512 << 20
+"""How much of a file is held in memory to compare later tensors with."""
 
 
 class Weights(Protocol):
@@ -47,13 +50,16 @@ class Weights(Protocol):
     def read_again(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a tensor, brought anew from where the file is; see `Bytes.read_again`."""
 
-    def digests(self, progress: Callable[[int], None] = lambda _: None) -> Mapping[str, str] | None:
+    def digests(
+        self, progress: Callable[[int], None] = lambda _: None, alike: Iterable[Sequence[str]] = ()
+    ) -> Mapping[str, str] | None:
         """SHA-256 of each tensor, of one reading of the whole file that has the digest which is known for the file.
 
         It is read once, however often this is asked.
 
         Args:
             progress: Told how many bytes were read since the last call.
+            alike: Groups of tensors that may be the same bytes: comparing them takes less time than hashing each.
 
         Returns:
             None where no digest is known, and nothing was read.
@@ -123,13 +129,17 @@ class SafetensorsWeights:
         """A part of a tensor, from the file and not from memory."""
         return self.file.read_again(self.header.data_start + self.tensors[name].start + start, length)
 
-    def digests(self, progress: Callable[[int], None] = lambda _: None) -> Mapping[str, str] | None:
+    def digests(
+        self, progress: Callable[[int], None] = lambda _: None, alike: Iterable[Sequence[str]] = ()
+    ) -> Mapping[str, str] | None:
         """Read the whole file past what hashes it, and hold its header against the one that was read first."""
         if self._digests is None and (pieces := self.file.proven()) is not None:
-            self._digests = self._hashed(pieces, progress)
+            self._digests = self._hashed(pieces, progress, alike)
         return self._digests
 
-    def _hashed(self, pieces: Iterator[memoryview], progress: Callable[[int], None]) -> dict[str, str]:
+    def _hashed(
+        self, pieces: Iterator[memoryview], progress: Callable[[int], None], alike: Iterable[Sequence[str]]
+    ) -> dict[str, str]:
         rest = memoryview(b"")
 
         def following(nbytes: int) -> Iterator[memoryview]:
@@ -142,17 +152,36 @@ class SafetensorsWeights:
                 yield part
 
         head = b"".join(following(self.header.data_start))
-        found = {}
+        firsts = self._firsts(alike)
+        held: dict[str, bytearray] = {}
+        found: dict[str, str] = {}
         for tensor in self.tensors.values():
-            running = hashlib.sha256()
-            for part in following(tensor.nbytes):
-                running.update(part)
-            found[tensor.name] = running.hexdigest()
+            name, first = tensor.name, firsts.get(tensor.name)
+            if first is None:
+                found[name] = _sha256(following(tensor.nbytes))
+            elif first == name:
+                held[name] = _together(following(tensor.nbytes), tensor.nbytes)
+                found[name] = _sha256((held[name],))
+            else:
+                found[name] = _sha256_beside(following(tensor.nbytes), held[first], found[first])
         for _ in pieces:
             pass  # behind the last byte comes the proof
         if parse_header(head[8:], self.file.size - len(head), self.file.name) != self.header:
             raise two_readings(f"the header of {self.file.name}")
         return found
+
+    def _firsts(self, alike: Iterable[Sequence[str]]) -> dict[str, str]:
+        """For each of the tensors that are compared, the one of its group that comes first in the file and is held."""
+        firsts: dict[str, str] = {}
+        place = {name: number for number, name in enumerate(self.tensors)}
+        room = HELD_BYTES
+        for group in alike:
+            names = sorted(group, key=place.__getitem__)
+            nbytes = self.tensors[names[0]].nbytes
+            if len(names) > 1 and nbytes <= room:
+                room -= nbytes
+                firsts.update((name, names[0]) for name in names if self.tensors[name].nbytes == nbytes)
+        return firsts
 
     def ahead(self, parts: Iterable[tuple[str, int, int]]) -> AbstractContextManager[None]:
         """Tell the file which of its ranges come next."""
@@ -168,3 +197,31 @@ class SafetensorsWeights:
     def changed(self) -> bool:
         """Whether the file is another one now."""
         return self.file.changed()
+
+
+def _together(pieces: Iterable[memoryview], length: int) -> bytearray:
+    """Pieces in one place, without a moment at which they are in memory twice."""
+    found, at = bytearray(length), 0
+    for piece in pieces:
+        found[at : at + len(piece)] = piece
+        at += len(piece)
+    return found
+
+
+def _sha256(pieces: Iterable[memoryview | bytearray]) -> str:
+    running = hashlib.sha256()
+    for piece in pieces:
+        running.update(piece)
+    return running.hexdigest()
+
+
+def _sha256_beside(pieces: Iterable[memoryview], other: bytearray, digest: str) -> str:
+    """SHA-256 of bytes that may be the same as others of that length, whose digest is known."""
+    at, running = 0, None
+    for piece in pieces:
+        if running is None and not other.startswith(piece, at):
+            running = hashlib.sha256(memoryview(other)[:at])
+        if running is not None:
+            running.update(piece)
+        at += len(piece)
+    return digest if running is None else running.hexdigest()

@@ -207,7 +207,7 @@ def _comparison(adapter: Adapter, stored: tuple[Stored, ...], level: Level, prog
     whole = None
     if level == "full" and remote:
         progress.phase("comparing projections", weights.file_bytes)
-        whole = weights.digests(progress.advance)
+        whole = weights.digests(progress.advance, alike=[one.tensors for one in stored])
     comparison = Comparison(weights, level, progress.advance, remote, whole)
     if whole is None:
         names = dict.fromkeys(weights.stored_as(name) for one in stored for name in one.tensors)

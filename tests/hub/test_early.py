@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adaptertool.checkpoint import weights
+from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.header import TensorInfo, parse_header
 from adaptertool.checkpoint.hub import file
+from adaptertool.checkpoint.target import open_target
 from adaptertool.cli import main
 from adaptertool.operations import projections
 from adaptertool.projection import settled
@@ -138,6 +142,28 @@ def test_one_reading_of_the_whole_is_enough(
         assert (code, document["action"]) == (0, "kept-one-copy" if options else "stripped")
         stays = (output / WEIGHTS).stat().st_size
         assert received(hub) * len(adapter[WEIGHTS]) < len(adapter[WEIGHTS]) * 1.15 + stays
+
+
+@pytest.mark.parametrize("held", [0, 100_000, 1 << 30], ids=["none held", "one held", "all held"])
+def test_digests_are_those_of_each_tensor(
+    hub: HubServer, adapter: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    """Also where tensors that may be alike are not, from their first, a middle or their last byte on."""
+    monkeypatch.setattr(weights, "HELD_BYTES", held)
+    data_start, tensors = tensors_of(adapter[WEIGHTS])
+    names = [name for name in tensors if name.endswith("randlora_B")]
+    files = adapter
+    for name, place in zip(names, (0, 30_000, 65_535, 5, 65_535), strict=False):
+        files = changed(files, name, [place])
+    hub.add("org/name", files)
+    adapter_there = open_adapter(open_target("org/name"))
+    found = adapter_there.weights.digests(alike=[names, [name for name in tensors if name.endswith("randlora_A")]])
+    due = {
+        name: hashlib.sha256(files[WEIGHTS][data_start + one.start :][: one.nbytes]).hexdigest()
+        for name, one in tensors.items()
+    }
+    assert found == due
+    assert len({due[name] for name in names}) == 5  # two of them have the same change
 
 
 def test_nothing_is_drawn_to_keep_one_copy(
