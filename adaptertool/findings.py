@@ -311,14 +311,16 @@ _CODES = (
     ),
     Code(
         "ADP305",
-        "base-changed-before-training",
+        "loads-as-something-else",
         "warning",
-        "PEFT changed the base's weights before this adapter was trained, and does not change them alike when it loads it.",
-        "PiSSA, CorDA and LoRA-GA move a part of each weight into the adapter. pissa_niter_… finds it with random numbers, "
-        "anew at each loading; LoRA-GA takes nothing out of the base at loading; CorDA raises. On the base as it is published "
-        "the adapter computes something else than it was trained to, merged or not, and nothing tells.",
-        "Save it again from the training run with path_initial_model_for_weight_conversion. Or save the changed base beside "
-        "it, and load it onto that with init_lora_weights set to true.",
+        "What PEFT draws or computes from the base when it loads this adapter is not what it was in training.",
+        "PiSSA, CorDA and LoRA-GA move a part of each base weight into the adapter. At loading, pissa_niter_… finds another "
+        "part, with random numbers; LoRA-GA takes none out; CorDA raises. AdaMSS up to PEFT 0.19 groups the rows of each "
+        "weight by random numbers that it does not keep. The adapter then computes something else than it was trained to, "
+        "merged or not, mostly without an error.",
+        "Compare outputs with ones from the training run. There, a LoRA can be saved again with "
+        "path_initial_model_for_weight_conversion; or the changed base can be saved beside it, onto which it loads with "
+        "init_lora_weights set to true.",
         "adaptertool inspect ./adapter",
     ),
 )

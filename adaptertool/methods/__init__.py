@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from adaptertool.methods.plain import PLAIN_METHODS, UnknownMethod
+from adaptertool.methods.plain import PLAIN_METHODS, REMOVED_METHODS, UnknownMethod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,9 +50,9 @@ _FILES: Mapping[str, str] = {
 }
 """Where the methods are that have a file: each is the constant of its name in that module of this package."""
 
-_PLAIN: Mapping[str, Method] = {method.peft_type: method for method in PLAIN_METHODS}
+_PLAIN: Mapping[str, Method] = {method.peft_type: method for method in (*PLAIN_METHODS, *REMOVED_METHODS)}
 
-PEFT_TYPES = frozenset((*_PLAIN, *_FILES))
+PEFT_TYPES = frozenset((*_PLAIN, *_FILES)) - {method.peft_type for method in REMOVED_METHODS}
 """All methods of PEFT 0.21.2."""
 
 

@@ -1,4 +1,8 @@
-"""AdaMSS: low-rank updates of subspaces that each layer's weight is split into."""
+"""AdaMSS: low-rank updates of subspaces that each layer's weight is split into.
+
+Source: `peft/tuners/adamss/`, read at 0.21.2. The file does not say which rows of a weight belong together: they are clustered
+again at loading, from a decomposition that starts from random numbers. PEFT 0.20 seeds it, with the config's `random_seed`.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,21 @@ def _fits(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo], __: int, in_f
     return basis is None or basis.shape[-1:] in ((in_features,), (in_features + 1,))
 
 
+def _clustered_anew(config: Mapping[str, Any]) -> str | None:
+    if "random_seed" in config:
+        return None
+    return (
+        "PEFT clusters the rows of each base weight again when it loads the adapter, and up to PEFT 0.19, which wrote this "
+        "config, did so from random numbers that were not kept: which rows each update was trained for is lost"
+    )
+
+
 ADAMSS = PlainMethod(
     "ADAMSS",
     "adamss_",
     "r",
-    merge=MergeRule(kinds=LINEAR, fits=_fits),
+    otherwise=_clustered_anew,
+    merge=MergeRule(kinds=LINEAR, hazard=_clustered_anew, fits=_fits),
     of_the_base=(
         OfTheBase(
             r".*\.adamss_newB",

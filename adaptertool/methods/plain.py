@@ -220,3 +220,20 @@ PLAIN_METHODS = (
     PlainMethod("WAVEFT", "waveft_"),
 )
 """Those that have nothing else to be said of; the others have a file each."""
+
+
+def _gone(why: str) -> MergeRule:
+    return MergeRule(refused=lambda _: why)
+
+
+REMOVED_METHODS = (
+    PlainMethod(
+        "BONE",
+        "bone_",
+        "r",
+        merge=_gone(
+            "PEFT 0.19 took Bone out, for MiSS. scripts/convert-bone-to-miss.py in PEFT's repository makes it a MiSS adapter"
+        ),
+    ),
+)
+"""Methods that earlier versions of PEFT had."""

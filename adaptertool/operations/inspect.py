@@ -177,7 +177,7 @@ def examine_adapter(
 
         findings += finding_about(adapter)
     if (why := method_of(adapter.config).loads_otherwise(adapter.config)) is not None:
-        fix = "save it again with path_initial_model_for_weight_conversion"
+        fix = "compare outputs with ones from the training run"
         findings.append(Finding("ADP305", f"{why[:1].upper()}{why[1:]}.", fix=fix))
     findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":

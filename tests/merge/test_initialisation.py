@@ -1,4 +1,7 @@
-"""LoRA initialisations that change the base: what PEFT loads, and what the tool says of it, before and after a conversion."""
+"""What PEFT computes from the base at loading: initialisations that change it, clusters of its rows; a method that is gone.
+
+What PEFT loads is held against what was trained, and against what the tool says of it, before and after a conversion.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import adaptertool
-from tests.methods.written import TARGETS, base, logits, shake, write
+from tests.methods.written import CANNOT_ATTACH, TARGETS, base, logits, shake, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,3 +205,37 @@ def test_a_layer_with_fewer_outputs_than_the_rank(init: Any, stored: int, tmp_pa
     assert merges == (stored == (1 if init in ("pissa", "olora") else 4))
     report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base")
     assert report.verdict == ("mergeable" if merges else "not-mergeable")
+
+
+@pytest.mark.skipif("llama" in CANNOT_ATTACH["ADAMSS"], reason="scikit-learn is not installed")
+def test_clusters_of_an_older_peft_are_lost(tmp_path: Path) -> None:
+    """PEFT 0.20 brought the seed into the config; what 0.19.1 wrote, each version loaded to other outputs."""
+    written = write(tmp_path / "adapter", "ADAMSS")
+    base("llama").save_pretrained(tmp_path / "base")
+    assert not adaptertool.inspect(written.folder).findings
+    assert adaptertool.check_merge(written.folder, tmp_path / "base").verdict == "mergeable"
+    path = written.folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["random_seed"]
+    path.write_text(json.dumps({**config, "peft_version": "0.19.1"}))
+    assert [one.code for one in adaptertool.inspect(written.folder).findings] == ["ADP305"]
+    report = adaptertool.check_merge(written.folder, tmp_path / "base")
+    assert (report.verdict, [one.code for one in report.findings]) == ("lossy", ["ADP209"])
+
+
+def test_bone_is_gone(tmp_path: Path) -> None:
+    """As PEFT up to 0.18 wrote it: MiSS by another name."""
+    written = write(tmp_path, "MISS")
+    trained = adaptertool.inspect(tmp_path).adapter.parameters
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name.replace(".miss_", ".bone_"): one for name, one in load_file(path).items()}, path, {"format": "pt"})
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "BONE"}))
+    result = adaptertool.inspect(tmp_path)
+    assert (result.adapter.peft_type, result.adapter.parameters, result.adapter.rank) == ("BONE", trained, 2)
+    assert {one.role for one in result.roles} == {"trainable"}
+    with pytest.raises((KeyError, ValueError)):
+        written.loaded(tmp_path)
+    report = adaptertool.check_merge(tmp_path, tmp_path)
+    assert (report.verdict, [one.code for one in report.findings]) == ("not-mergeable", ["ADP206"])
+    assert "convert-bone-to-miss" in report.findings[0].message
