@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from adaptertool.checkpoint.weights import SAFETENSORS_WEIGHTS
+from adaptertool.checkpoint.config import CONFIG_NAME
+from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,10 +122,11 @@ def inspection_result(result: Inspection, exit_code: int) -> PipelineResult:
 def failed_result(command: str, target: str, error: AdapterToolError) -> PipelineResult:
     """A checkpoint that could not be looked at: one question that stays open."""
     if target.startswith("hf://"):
-        uri = artifact_uri(target.removeprefix("hf://").partition("@")[0], "hub", None, SAFETENSORS_WEIGHTS)
+        file = CONFIG_NAME if error.code == "ADP304" else SAFETENSORS_WEIGHTS
+        uri = artifact_uri(target.removeprefix("hf://").partition("@")[0], "hub", None, file)
     else:
         target = str(Path(target))
-        uri = artifact_uri(target, "local", None, SAFETENSORS_WEIGHTS if Path(target).is_dir() else "")
+        uri = artifact_uri(*_broken_file(Path(target), error))
     return PipelineResult(
         command,
         target,
@@ -135,6 +137,17 @@ def failed_result(command: str, target: str, error: AdapterToolError) -> Pipelin
         (error.message,),
         (Check("checkpoint", "open", error.code, error.message),),
     )
+
+
+def _broken_file(target: Path, error: AdapterToolError) -> tuple[str, Literal["local"], None, str]:
+    """The file of a checkpoint that an error is about, if it has one: its config where that is broken, else its weights."""
+    folder = target if target.is_dir() else target.parent
+    if error.code == "ADP304":
+        return str(folder), "local", None, CONFIG_NAME
+    if folder is not target:
+        return str(target), "local", None, ""
+    files = (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, CONFIG_NAME)
+    return str(folder), "local", None, next((file for file in files if (folder / file).exists()), "")
 
 
 def summary_of(report: MergeReport) -> str:

@@ -180,6 +180,30 @@ def test_github_annotations_are_commands(arguments: list[str], capsys: pytest.Ca
         assert "error" in levels or (arguments[0] == "inspect" and "warning" in levels) or "--threshold" in arguments
 
 
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [
+        ("broken", f"broken/{CONFIG}"),
+        (f"broken/{WEIGHTS}", f"broken/{CONFIG}"),
+        ("fixtures/broken/config-missing", f"fixtures/broken/config-missing/{CONFIG}"),
+        ("fixtures/broken/data-truncated", f"fixtures/broken/data-truncated/{WEIGHTS}"),
+        ("weightless", f"weightless/{CONFIG}"),
+        ("pickled", "pickled/adapter_model.bin"),
+        ("gone", "gone"),
+    ],
+)
+def test_an_annotation_is_at_the_file_that_is_broken(
+    target: str, file: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("weightless", "pickled"):
+        shutil.copytree(place / "beft", place / name)
+        (place / name / WEIGHTS).unlink()
+    (place / "pickled" / "adapter_model.bin").write_bytes(b"no pickle")
+    code, out = printed(["inspect", target], "github", capsys)
+    assert code == 3
+    assert f"file={file}::" in out
+
+
 def test_the_readmes_pipelines_are_valid() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schemas = pytest.importorskip("check_jsonschema.builtin_schemas")
