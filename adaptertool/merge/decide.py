@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +35,7 @@ class Layer:
         reason: Why the status is not `ok`, or what is odd about it.
         flag: The config field that would create its bias.
         contradiction: Whether the file contradicts the config, in a way that PEFT merges nevertheless.
-        not_in_file: Whether nothing but the missing tensors keeps it from being `ok`.
+        elsewhere: Whether its values are in the file as a part of another module's, such as one for query, key and value.
     """
 
     module: str
@@ -47,7 +48,7 @@ class Layer:
     reason: str | None = None
     flag: str | None = None
     contradiction: bool = False
-    not_in_file: bool = False
+    elsewhere: bool = False
 
 
 _LEFT_ALONE = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
@@ -70,6 +71,7 @@ class BaseLayers:
         self._names = Names(self.modules, code.wrappers, code.leading)
         self._renamed = renamed or {}
         self._counts: dict[str, int | None] = {}
+        self._odd_blocks: dict[str, bool] = {}
         settings = base.config.get("quantization_config")
         self._quantization: Mapping[str, Any] = settings if isinstance(settings, dict) else {}
         self.quantization = quantisation_of(self._quantization)
@@ -101,6 +103,7 @@ class BaseLayers:
         *,
         kinds: Collection[str] | None,
         weight: bool = False,
+        trained: bool = False,
         live: CodeLayer | None = None,
         quantised: Collection[str] = (),
     ) -> Layer:
@@ -110,6 +113,7 @@ class BaseLayers:
             module: Its path in the live model.
             kinds: See `MergeRule.kinds`.
             weight: Whether something is merged into its weight as well.
+            trained: Whether the adapter holds tensors of it, so that the model that it was trained on had it.
             live: What the built model says of it, where it was built.
             quantised: See `MergeRule.quantised`.
         """
@@ -125,7 +129,7 @@ class BaseLayers:
         if created is False:
             return self._without_bias(layer, code)
         if created is True:
-            return self._with_bias(layer, found, code)
+            return self._with_bias(layer, found, code, trained=trained)
         return self._by_file(layer, found)
 
     def needs_weight(
@@ -134,6 +138,7 @@ class BaseLayers:
         live: CodeLayer | None = None,
         *,
         kinds: Collection[str] | None = None,
+        trained: bool = False,
         any_kind: bool = False,
         quantised: Collection[str] = (),
     ) -> Layer:
@@ -143,6 +148,7 @@ class BaseLayers:
             module: Its path in the live model.
             live: What the built model says of it, where it was built.
             kinds: See `MergeRule.kinds`.
+            trained: See `needs_bias`.
             any_kind: Whether it need not be of a kind that the model's code is known to have, such as a norm.
             quantised: See `MergeRule.quantised`.
         """
@@ -161,7 +167,7 @@ class BaseLayers:
         if code is not None and (code.kind == "experts" or self.code.tied_with(module)):
             # Fused experts stand in the file one by one or under other names; a tied head is stored as the embedding.
             return layer
-        return self._unresolved(layer, found)
+        return self._not_in_file(layer, found, trained=trained) if code is not None else self._unresolved(layer, found)
 
     def _find(self, module: str) -> Resolution:
         if module in self._renamed:
@@ -282,7 +288,7 @@ class BaseLayers:
             reason = "the base layer has no bias"
         return replace(layer, status="blocked", code="ADP201", has_bias=False, reason=reason)
 
-    def _with_bias(self, layer: Layer, found: Resolution, code: CodeLayer | None) -> Layer:
+    def _with_bias(self, layer: Layer, found: Resolution, code: CodeLayer | None, *, trained: bool) -> Layer:
         if layer.bias is not None:
             return replace(layer, status="ok", has_bias=True)
         if found.module is not None and self._own_code:
@@ -300,7 +306,55 @@ class BaseLayers:
                 contradiction=True,
                 reason=f"the base stores no bias, but {because}: it is created as zeros at loading, and PEFT merges into that",
             )
-        return self._unresolved(replace(layer, has_bias=True), found)
+        layer = replace(layer, has_bias=True)
+        if found.how == "missing" and not self._own_code and self.code.tied_with(layer.module):
+            # Of a layer whose weight is tied to the embedding's, the bias is its parent's, and stored as that.
+            parent = self._names.find(layer.module.rpartition(".")[0]).module
+            return replace(layer, status="ok", bias=f"{parent}.bias" if f"{parent}.bias" in self.base.files else None)
+        return self._not_in_file(layer, found, trained=trained)
+
+    def _not_in_file(self, layer: Layer, found: Resolution, *, trained: bool) -> Layer:
+        """A layer that the model's code makes and the file does not hold under any name of it."""
+        if found.how != "missing" or self._own_code:
+            return self._unresolved(layer, found)
+        if self._is_elsewhere(layer.module):
+            return replace(layer, status="ok", elsewhere=True)
+        if trained and not any(part.isdecimal() for part in layer.module.split(".")) and self._holds_the_rest():
+            return replace(
+                layer,
+                status="ok",
+                contradiction=True,
+                reason="the base stores no such layer, and the model has one: transformers draws it at random at loading, and "
+                "PEFT merges into that",
+            )
+        return self._unresolved(layer, found)
+
+    def _is_elsewhere(self, module: str) -> bool:
+        """Whether the file holds others of the same block, and something there that the model's code has no layer for.
+
+        transformers 5 takes fused tensors apart at loading, and renames within blocks.
+        """
+        parts = module.split(".")
+        at = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+        if at is None:
+            return False
+        block = ".".join(parts[: at + 1])
+        if block not in self._odd_blocks:
+            pattern = ".".join(["#" if part.isdecimal() else part for part in parts[: at + 1]])
+            rest = (name[len(pattern) :] for name in self.code.patterns() if name.startswith(f"{pattern}."))
+            known = {found for name in rest if "#" not in name and (found := self._find(block + name).module)}
+            heads = {_block_of(name) for name in known}
+            self._odd_blocks[block] = len(heads) == 1 and any(
+                "weight" in leaves and name not in known and _block_of(name) in heads and not _NORM.search(name)
+                for name, leaves in self.modules.items()
+            )
+        return self._odd_blocks[block]
+
+    def _holds_the_rest(self) -> bool:
+        """Whether the file is one of this model type's: it holds a layer of a stack of it."""
+        return any(
+            self._names.find(pattern.replace("#", "0")).module for pattern in self.code.patterns() if "#" in pattern
+        )
 
     def _by_which_code(self, layer: Layer) -> Layer:
         says, holds = ("no", "a") if layer.bias is not None else ("a", "no")
@@ -353,9 +407,7 @@ class BaseLayers:
             )
         if self._certainly_missing(layer.module):
             return replace(layer, status="blocked", code="ADP202", reason="the base model has no such layer")
-        return replace(
-            layer, not_in_file=True, reason="no tensor in the base's file could be identified as this layer's"
-        )
+        return replace(layer, reason="no tensor in the base's file could be identified as this layer's")
 
     def _certainly_missing(self, module: str) -> bool:
         """Whether the base can't have it: other layers of the same stack are there, or no layer has that name at all."""
@@ -370,6 +422,17 @@ class BaseLayers:
         head, tail = parts[: numbers[0]], parts[numbers[0] + 1 :]
         siblings = (".".join([*head, str(number), *tail]) for number in range(int(parts[numbers[0]])))
         return any(self._names.find(sibling).module for sibling in siblings)
+
+
+_NORM = re.compile(r"norm|(?:^|[._])ln_?\w*$", re.IGNORECASE)
+"""Layers that the table leaves out, by what models call them."""
+
+
+def _block_of(module: str) -> str:
+    """A path as far as its first layer number."""
+    parts = module.split(".")
+    at = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return ".".join(parts[: at + 1])
 
 
 _KINDS = {

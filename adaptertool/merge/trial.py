@@ -164,6 +164,10 @@ class Trial:
             self.not_examined.append(
                 "Whether the merged weights overflow: what this adapter adds depends on the weights."
             )
+        if apart := sum(layer.elsewhere and update is not None for _, layer, update in checked):
+            self.not_examined.append(
+                f"The values of {plural(apart, 'bias', 'biases')} that the base stores with those of other layers."
+            )
         if self._unscanned:
             self.not_examined.append(
                 f"{plural(self._unscanned, 'tensor')} of the adapter, for NaN and infinity: over the network "
@@ -533,7 +537,7 @@ class Trial:
 
         tensor = adapted.tensors.get(update.tensor)
         info = None if stored is None or layer.bias is None else self.base.tensor(layer.bias)
-        if self._biases_unread or (tensor is None and info is None):
+        if self._biases_unread or layer.elsewhere or (tensor is None and info is None):
             self.changes = self.changes or tensor is not None
             return result
         stored_as = [one.dtype for one in (tensor, info) if one is not None]

@@ -368,13 +368,19 @@ def _ask(
     module = rule.base_module(fields, adapted.module)
     held = targets.parameters_of(adapted.module, live or layers.code.layer(module))
     kinds = rule.kinds if held == () else None
+    trained = bool(adapted.tensors)
     if rule.bias is not None and rule.bias.wanted(fields):
         layer = layers.needs_bias(
-            module, kinds=kinds, weight=not rule.bias.alone, live=live, quantised=rule.bias.quantised
+            module, kinds=kinds, trained=trained, weight=not rule.bias.alone, live=live, quantised=rule.bias.quantised
         )
     else:
         layer = layers.needs_weight(
-            module, live=live, kinds=kinds, any_kind=rule.whole_module is not None, quantised=rule.quantised
+            module,
+            live=live,
+            kinds=kinds,
+            trained=trained,
+            any_kind=rule.whole_module is not None,
+            quantised=rule.quantised,
         )
     layer = replace(layer, module=adapted.module)
     if layer.status == "ok" and layer.layer_type == "quantized" and layers.quantization is not None:

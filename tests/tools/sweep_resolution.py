@@ -65,7 +65,7 @@ def answers(config: Mapping[str, Any], names: Iterable[str], modules: Mapping[st
     layers = BaseLayers(base, ModelCode(config))
     count: Counter[str] = Counter()
     for module, bias in modules.items():
-        layer = layers.needs_bias(module, kinds=("linear",))
+        layer = layers.needs_bias(module, kinds=("linear",), trained=True)
         if layer.status == "unknown":
             count["unknown"] += 1
         elif (layer.status == "ok") is bias:

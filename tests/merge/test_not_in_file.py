@@ -1,0 +1,123 @@
+"""Layers that the model has and its file does not hold under any name of theirs: tied, fused with others, or drawn anew."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import BeftConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GteConfig,
+    GteModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+import adaptertool
+from tests.methods.written import shake
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+
+
+def adapted(model: PreTrainedModel, config: Any, folder: Path) -> None:
+    """Write an adapter with values as after training."""
+    tuned = get_peft_model(model, config)
+    shake(tuned)
+    tuned.save_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("ask_model", [True, False])
+@pytest.mark.parametrize(
+    ("config", "model_class", "module"),
+    [
+        (BertConfig(**SIZES), BertForMaskedLM, "cls.predictions.decoder"),
+        (RobertaConfig(**SIZES, pad_token_id=1), RobertaForMaskedLM, "lm_head.decoder"),
+    ],
+    ids=["bert", "roberta"],
+)
+def test_a_decoder_whose_bias_is_stored_as_its_parents(
+    config: Any, model_class: Any, module: str, ask_model: bool, tmp_path: Path
+) -> None:
+    model = model_class(config)
+    with torch.no_grad():
+        model.get_submodule(module).bias.normal_()
+    model.save_pretrained(tmp_path / "base")
+    assert f"{module}.bias" not in load_file(tmp_path / "base" / "model.safetensors")
+    adapted(
+        model_class.from_pretrained(tmp_path / "base"), BeftConfig(target_modules=["decoder"]), tmp_path / "adapter"
+    )
+    loaded = PeftModel.from_pretrained(model_class.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    merged = loaded.merge_and_unload(safe_merge=True).get_submodule(module).bias
+    report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=ask_model)
+    assert (report.verdict, report.findings) == ("mergeable", ())
+    (layer,) = report.layers
+    assert layer.bias_norm == pytest.approx(float(model.get_submodule(module).bias.norm()), rel=1e-6)
+    assert layer.update_norm == pytest.approx(float((merged - model.get_submodule(module).bias).norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("ask_model", [True, False])
+def test_layers_that_are_fused_in_the_file(ask_model: bool, tmp_path: Path) -> None:
+    """GTE's files hold query, key and value as one."""
+    GteModel(GteConfig(**SIZES)).save_pretrained(tmp_path / "base")
+    assert any("qkv" in name for name in load_file(tmp_path / "base" / "model.safetensors"))
+    for name, config in (
+        ("beft", BeftConfig(target_modules=["k_proj"])),
+        ("lora", LoraConfig(target_modules=["q_proj"], r=2)),
+    ):
+        adapted(GteModel.from_pretrained(tmp_path / "base"), config, tmp_path / name)
+        bare = GteModel.from_pretrained(tmp_path / "base")
+        fails = bare.get_submodule("layers.0.self_attn.k_proj").bias is None and name == "beft"
+        report = adaptertool.check_merge(tmp_path / name, tmp_path / "base", ask_model=ask_model)
+        assert report.verdict == ("not-mergeable" if fails else "mergeable")
+        assert [layer.rounding_loss for layer in report.layers] == [None] * len(report.layers)
+        if not fails:
+            PeftModel.from_pretrained(bare, tmp_path / name).merge_and_unload(safe_merge=True)
+            assert report.not_examined
+
+
+@pytest.mark.parametrize("ask_model", [True, False])
+def test_a_head_that_the_base_does_not_have_yet(ask_model: bool, tmp_path: Path) -> None:
+    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path / "base")
+    bare = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules=["query", "classifier"], task_type="SEQ_CLS", r=2, modules_to_save=[])
+    adapted(bare, config, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": None}))
+    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, shape in (("lora_A", (2, 16)), ("lora_B", (2, 2))):
+        state[f"base_model.model.classifier.{name}.weight"] = torch.ones(shape)
+    kept = {name: tensor for name, tensor in state.items() if "lora_" in name}
+    save_file(kept, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=ask_model)
+    assert report.verdict == "mergeable"
+    assert [finding.code for finding in report.findings] == ["ADP208"]
+    assert "at random" in report.findings[0].message
+
+
+def test_a_layer_that_is_simply_gone_stays_unknown(tmp_path: Path) -> None:
+    model = BertModel(BertConfig(**SIZES))
+    model.save_pretrained(tmp_path / "base")
+    adapted(BertModel.from_pretrained(tmp_path / "base"), BeftConfig(target_modules=["key"]), tmp_path / "adapter")
+    path = tmp_path / "base" / "model.safetensors"
+    state = {name: tensor for name, tensor in load_file(path).items() if ".self.key." not in name}
+    save_file(state, path, {"format": "pt"})
+    report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=False)
+    assert {layer.status for layer in report.layers} == {"unknown"}
