@@ -196,7 +196,10 @@ def _tensor(name: str, entry: Any, broken: Any) -> TensorInfo:
     if not isinstance(dtype, str):
         broken(f"{_quoted(name)} has no dtype")
     if dtype not in DTYPE_BITS:
-        raise UnsupportedError(f"tensor {_quoted(name)} has dtype {_quoted(dtype)}, which this version does not know")
+        raise UnsupportedError(
+            f"tensor {_quoted(name)} has dtype {_quoted(dtype)}, which this version does not know",
+            hint="A newer version may know it. Otherwise download or copy the file again.",
+        )
     if not isinstance(shape, list) or not all(type(dim) is int and dim < 2**64 for dim in shape):
         broken(f"the shape of {_quoted(name)} is no list of whole numbers")
     if (

@@ -177,6 +177,26 @@ def holds(wanted: str | None, place: int) -> bool:
     return int(first) <= place <= int(last)
 
 
+def test_a_name_that_is_none_of_the_files(
+    hub: HubServer, adapter: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a file with one pair, damage to a name leaves half of it."""
+    import adaptertool
+
+    for name, data in adapter.items():
+        (tmp_path / name).write_bytes(data)
+    adaptertool.slim(tmp_path, output=tmp_path / "one", keep_one_copy=True)
+    files = files_of(tmp_path / "one")
+    # Both names, with what is between them.
+    first, last = (files[WEIGHTS].index(kind) for kind in (b"randlora_A", b"randlora_B"))
+    for place in ((first, last + 10 - first), (first, 10), (last, 10)):
+        hub.add("org/name", files)
+        hub.faults.clear()
+        hub.fail("storage", damage=place)
+        code, document = run(capsys, tmp_path / "out", "slim -o")
+        assert (code, document["error"]["kind"]) == (3, "corrupt"), document
+
+
 def test_infinity_that_is_none_of_the_files(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
