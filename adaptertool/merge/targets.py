@@ -228,6 +228,29 @@ def default_targets(peft_type: str, model_type: str | None) -> tuple[str, ...] |
     return tuple(value) if isinstance(value, list) else value
 
 
+def unknown_settings(config: AdapterConfig) -> str | None:
+    """What a config of a newer PEFT asks for and the PEFT of the table does not know, as a sentence; None where nothing.
+
+    PEFT ignores such fields with a warning (`PeftConfigMixin.from_peft_type`). Those of an older PEFT went out for good.
+    """
+    table = _table()
+    known = table["settings"].get(config.peft_type)
+    if known is None or not _numbers(config.text_or_none("peft_version") or "") > _numbers(table["peft"]):
+        return None
+    unknown = [name for name, value in config.fields.items() if value and name not in known]
+    if not unknown:
+        return None
+    return f"its config asks for {unknown[0]}, which PEFT {table['peft']} does not know: what a newer one merges can't be told"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")[:3]
+    return tuple(int(part) if part.isdecimal() and len(part) < _DIGITS else 0 for part in parts)
+
+
+_DIGITS = 9
+
+
 @cache
 def _table() -> dict[str, Any]:
     table: dict[str, Any] = json.loads(Path(__file__).with_name("default_targets.json").read_bytes())

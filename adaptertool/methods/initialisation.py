@@ -48,6 +48,24 @@ def quantised_anew(config: Mapping[str, Any]) -> str | None:
     )
 
 
+def unknown(config: Mapping[str, Any]) -> str | None:
+    """What a PEFT that does not know an initialisation can't tell: it raises ValueError at loading."""
+    how = _initialisation(config)
+    if how.startswith(("pissa", "corda")) or how.lower() in ("olora", "mica", "gaussian") or how in _AS_WRITTEN:
+        return None
+    return (
+        f"init_lora_weights is {how}, which PEFT 0.21.2 does not know: it raises ValueError when it loads the adapter"
+    )
+
+
+_AS_WRITTEN = ("True", "False", "None", "loftq", "eva", "orthogonal", "lora_ga")
+
+
+def undecided(config: Mapping[str, Any]) -> str | None:
+    """See `MergeRule.undecided`."""
+    return left_out(config) or quantised_anew(config) or unknown(config)
+
+
 def refused(config: Mapping[str, Any]) -> str | None:
     """Why PEFT raises when it loads the adapter: it looks for what `preprocess_corda` leaves in the base's layers."""
     how = _initialisation(config)

@@ -19,7 +19,7 @@ from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.live import build_live_model
 from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
 from adaptertool.merge.saved import broken_beside, open_entries, saved_modules, unknown_entries
-from adaptertool.merge.targets import Targets
+from adaptertool.merge.targets import Targets, unknown_settings
 from adaptertool.merge.tokens import broken_tokens
 from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
@@ -240,7 +240,7 @@ def _with_open_questions(
             else one
             for one in checked
         ]
-    if (why := rule.undecided(adapter.config.fields)) is not None:
+    if (why := rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)) is not None:
         checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (
         "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "

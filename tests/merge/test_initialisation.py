@@ -239,3 +239,27 @@ def test_bone_is_gone(tmp_path: Path) -> None:
     report = adaptertool.check_merge(tmp_path, tmp_path)
     assert (report.verdict, [one.code for one in report.findings]) == ("not-mergeable", ["ADP206"])
     assert "convert-bone-to-miss" in report.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict"),
+    [
+        ({"peft_version": "0.99.0", "use_the_latest": True}, "unknown"),
+        ({"peft_version": "0.99.0", "use_the_latest": False}, "mergeable"),
+        ({"peft_version": "0.18.1", "use_what_was": True}, "mergeable"),
+        ({"peft_version": "0.99.0"}, "mergeable"),
+        ({"init_lora_weights": "the_latest"}, "unknown"),
+    ],
+)
+def test_what_a_newer_peft_knows_is_open(settings: dict[str, Any], verdict: str, tmp_path: Path) -> None:
+    written = write(tmp_path / "adapter", "LORA")
+    base("llama").save_pretrained(tmp_path / "base")
+    path = written.folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    report = adaptertool.check_merge(written.folder, tmp_path / "base")
+    assert report.verdict == verdict
+    if "init_lora_weights" in settings:
+        with pytest.raises(ValueError, match="Unknown initialization"):
+            written.loaded(written.folder)
+    elif verdict == "unknown":
+        assert "use_the_latest" in (report.layers[0].reason or "")

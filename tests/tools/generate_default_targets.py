@@ -1,4 +1,4 @@
-"""Write `adaptertool/merge/default_targets.json`: which fields decide about targets, and what is targeted without them.
+"""Write `adaptertool/merge/default_targets.json`: the fields of each config, those that decide about targets, default targets.
 
 python -m tests.tools.generate_default_targets
 """
@@ -32,9 +32,14 @@ def default_targets() -> dict[str, Any]:
         peft_type.value: [field for field in FIELDS if field in config.__dataclass_fields__]
         for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     }
+    settings = {
+        peft_type.value: sorted(config.__dataclass_fields__)
+        for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
     return {
         "peft": peft.__version__,
         "fields": dict(sorted(fields.items())),
+        "settings": dict(sorted(settings.items())),
         "methods": dict(sorted(methods.items())),
     }
 
@@ -43,7 +48,7 @@ def main() -> None:
     """Write the table."""
     table = default_targets()
     parts = [f'"peft": {json.dumps(table["peft"])}']
-    for part in ("fields", "methods"):
+    for part in ("fields", "settings", "methods"):
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table[part].items())
         parts.append(f'"{part}": {{\n{lines}\n}}')
     TABLE.write_text(f"{{{', '.join(parts)}}}\n", encoding="utf-8")
