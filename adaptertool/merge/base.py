@@ -36,6 +36,9 @@ THREADS = 8
 GAP = 64 << 10
 """Bytes between two tensors that are read with them: over a network, less than another request costs."""
 
+PIECE = 4 << 20
+"""Bytes of two tensors that are compared at a time."""
+
 HEAD_BYTES = 512
 """What a header takes beside its tensors: its length, and metadata such as the format."""
 
@@ -140,6 +143,22 @@ class Base:
         info = self.tensor(name)
         file, header = self._headers[self.files[name]]
         return file.read_again(header.data_start + info.start + start, length)
+
+    def differ(self, one: str, other: str) -> bool:
+        """Whether two tensors differ: on disk anywhere, over a network within their first bytes."""
+        first, second = self.tensor(one), self.tensor(other)
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return True
+        most = first.nbytes if self.folder.kind == "local" else min(first.nbytes, GAP)
+        for start in range(0, most, PIECE):
+            length = min(PIECE, most - start)
+            if self._part(one, start, length) != self._part(other, start, length):
+                return True
+        return False
+
+    def _part(self, name: str, start: int, length: int) -> bytes:
+        file, header = self._headers[self.files[name]]
+        return file.read(header.data_start + self.tensor(name).start + start, length)
 
     def _read_range(self, names: list[str]) -> dict[str, bytes]:
         file, header = self._headers[self.files[names[0]]]

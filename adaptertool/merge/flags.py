@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.merge.resolve import Names
-from adaptertool.methods.base import EMBEDDINGS, HEADS
+from adaptertool.merge.ties import Tie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 _STACK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks?)\.\d+\.")
 """The stack of layers, in code that is not known."""
@@ -51,14 +51,27 @@ class CodeLayer:
 
 
 @dataclass(frozen=True)
+class _TieRule:
+    """A tie, the classes that have it, and the settings of these fields under which they do.
+
+    A setting has a letter for each field: `t` and `f` for true and false, `-` where the config does not say.
+    """
+
+    tie: Tie
+    classes: frozenset[str]
+    fields: tuple[str, ...]
+    settings: frozenset[str]
+
+
+@dataclass(frozen=True)
 class _Entry:
     rules: Mapping[str, tuple[Kind, str]]
     flags: Mapping[str, bool]
     parts: Mapping[str, tuple[str, tuple[str, ...]]]
     names: Names
     prefixes: tuple[str, ...]
-    tied: bool
-    ties: tuple[str, ...]
+    classes: tuple[str, ...]
+    ties: tuple[_TieRule, ...]
     counts: Mapping[str, str]
     moved: Mapping[str, str]
 
@@ -77,6 +90,7 @@ class ModelCode:
         model_type = config.get("model_type")
         self.model_type = model_type if isinstance(model_type, str) else None
         self._entry = _entry(self.model_type) if self.model_type else None
+        self._weight_ties: list[tuple[str, ...]] | None = None
 
     @property
     def known(self) -> bool:
@@ -95,32 +109,46 @@ class ModelCode:
         return tuple(name for name in self.wrappers if own.startswith(name))
 
     @property
-    def tied(self) -> bool | None:
-        """Whether input and output embeddings are one tensor; None where neither config nor table says."""
-        text = self.config.get("text_config")
-        for part in (self.config, text if isinstance(text, dict) else {}):
-            if isinstance(part.get("tie_word_embeddings"), bool):
-                return bool(part["tie_word_embeddings"])
-        return self._entry.tied if self._entry else None
+    def classes(self) -> tuple[str, ...]:
+        """The model classes of this type, as far as the table knows them."""
+        return self._entry.classes if self._entry else ()
+
+    def ties(self, classes: Collection[str] = ()) -> tuple[Tie, ...]:
+        """The layers that are one tensor under this config, as patterns; empty where the code is not known.
+
+        The parts of the config can each have a say: an encoder and a decoder tie as their own configs want it.
+
+        Args:
+            classes: The classes that the model may be of; any of the type's where none is named.
+        """
+        if self._entry is None:
+            return ()
+        own = [
+            rule.tie
+            for rule in self._entry.ties
+            if (not classes or not rule.classes.isdisjoint(classes))
+            and "".join(self._letter(field) for field in rule.fields) in rule.settings
+        ]
+        inner = [tie.under(path) for code, paths in self._other_parts() for path in paths for tie in code.ties()]
+        return tuple(dict.fromkeys((*own, *inner)))
 
     def tied_with(self, module: str) -> tuple[str, ...]:
-        """The other layers that share one weight with this one where the config ties embeddings, as patterns.
-
-        Which ones the model's classes tie is in the table; where the code is not known, the usual names tell.
+        """The other layers that share a weight with this one, in any class of the type, as patterns.
 
         Args:
             module: Its path in the live model.
         """
-        if not self.tied:
-            return ()
-        if self._entry is None:
-            leaf = module.rpartition(".")[2]
-            return HEADS if leaf in EMBEDDINGS else EMBEDDINGS if leaf in HEADS else ()
+        if self._weight_ties is None:
+            self._weight_ties = [tie.layers for tie in self.ties() if tie.leaf == "weight"]
         pattern = _NUMBER.sub("#", module)
-        if pattern in self._entry.ties:
-            return tuple(other for other in self._entry.ties if other != pattern)
-        inner = self._other_part(module)
-        return inner[0].tied_with(inner[1]) if inner is not None else ()
+        found = (layers for layers in self._weight_ties if pattern in layers)
+        return tuple(dict.fromkeys(other for layers in found for other in layers if other != pattern))
+
+    def _letter(self, field: str) -> str:
+        value: Any = self.config
+        for step in field.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        return {True: "t", False: "f"}.get(value, "-") if isinstance(value, bool) else "-"
 
     def layer(self, module: str) -> CodeLayer | None:
         """The layer at a module path of the live model; None where the table has none, or several that differ."""
@@ -146,9 +174,12 @@ class ModelCode:
                 yield pattern
         for code, paths in parts:
             for path in paths:
-                # A part is the bare model, never one of the classes that hold it and put a head on it.
-                bare = (pattern for pattern in code.patterns() if pattern.partition(".")[0] not in code.wrappers)
-                yield from (f"{path}.{pattern}" for pattern in bare)
+                if any(path.startswith(f"{other}.") for other in paths):
+                    continue
+                # A part is the bare model, unless another stands in it: then it is a class that puts a head on that one.
+                headed = any(other.startswith(f"{path}.") for other in paths)
+                found = (one for one in code.patterns() if headed or one.partition(".")[0] not in code.wrappers)
+                yield from (f"{path}.{pattern}" for pattern in found)
 
     def layer_count(self, module: str) -> int | None:
         """How many layers the stack has that a module is in; None where the config does not say.
@@ -269,11 +300,16 @@ def _entry(model_type: str) -> _Entry | None:
         {part: (model_type, tuple(paths)) for part, (model_type, *paths) in entry["parts"].items()},
         Names(rules, entry["prefixes"]),
         tuple(entry["prefixes"]),
-        entry["tied"],
-        tuple(entry["ties"]),
+        tuple(entry["classes"]),
+        tuple(_tie_rule(rule) for rule in entry["ties"]),
         entry["counts"],
         entry["moved"],
     )
+
+
+def _tie_rule(rule: Mapping[str, Any]) -> _TieRule:
+    tie = Tie(rule["leaf"], tuple(rule["layers"]), rule["source"], rule["embedding"], tuple(rule["followers"]))
+    return _TieRule(tie, frozenset(rule["classes"]), tuple(rule["fields"]), frozenset(rule["settings"]))
 
 
 def _bias_fields(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, bool]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.merge.flags import CodeLayer
+from adaptertool.merge.ties import ties_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adaptertool.merge.flags import Kind
+    from adaptertool.merge.ties import Tie
 
 _TASK_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -58,12 +60,14 @@ class LiveModel:
 
     Attributes:
         layers: Its layers, by module path.
+        ties: Those of them that are one tensor.
         renamed: Where the file stores them: module path -> module in the file, as transformers itself renames at loading.
         name: The model's class.
         bare: Its modules that have no weight.
     """
 
     layers: Mapping[str, CodeLayer]
+    ties: tuple[Tie, ...]
     renamed: Mapping[str, str]
     name: str
     bare: frozenset[str]
@@ -125,7 +129,7 @@ def _build_live_model(
         return None
     layers = {path: layer for path, module in best.named_modules() if (layer := _layer(module)) is not None}
     bare = frozenset(path for path, module in best.named_modules() if path and not hasattr(module, "weight"))
-    return LiveModel(layers, _renamed(best, {*layers}, stored), type(best).__name__, bare)
+    return LiveModel(layers, ties_of(best), _renamed(best, {*layers}, stored), type(best).__name__, bare)
 
 
 def _build_errors() -> tuple[type[Exception], ...]:

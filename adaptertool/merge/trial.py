@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.extremes import INFINITE_FROM, largest, odd_factor, usual_size
-from adaptertool.merge.flags import scales_embeddings
 from adaptertool.merge.result import HAZARD, LayerResult
+from adaptertool.merge.tokens import is_token_layer, misfit_of_tokens, overflows
 from adaptertool.methods import method_of
-from adaptertool.methods.base import EMBEDDINGS
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapted import AdaptedLayer
     from adaptertool.merge.base import Base
     from adaptertool.merge.decide import Layer
+    from adaptertool.merge.hazards import Hazards
     from adaptertool.methods.merging import BiasUpdate, MergeRule, Product
 
 REMOTE_SCAN_BYTES = 64 << 20
@@ -43,7 +43,7 @@ class Trial:
         rule: What the adapter's method needs.
         dtype: The dtype in which the base is loaded; None for that of each stored bias.
         threshold: The `rounding_loss` above which a layer is lossy.
-        tied_with: The other layers that share one weight with a layer, as patterns of module paths.
+        hazards: What is wrong with a merge that raises nothing.
         all_biases: Whether all biases of the base are read over a network, however many.
 
     Attributes:
@@ -60,7 +60,7 @@ class Trial:
         dtype: str | None,
         threshold: float,
         *,
-        tied_with: Callable[[str], tuple[str, ...]],
+        hazards: Hazards,
         all_biases: bool = False,
     ) -> None:
         self.adapter = adapter
@@ -68,14 +68,12 @@ class Trial:
         self.rule = rule
         self.dtype = dtype
         self.threshold = threshold
-        self.tied_with = tied_with
+        self.hazards = hazards
         self.all_biases = all_biases
         self.dtypes: set[str] = set()
         self.changes = False
         self.not_examined: list[str] = []
-        self._hazard = rule.hazard(adapter.config.fields)
         self._shared: tuple[str, float] | None = None
-        self._embedding_adapted = False
         self._weights: dict[str, bytes] = {}
         self._biases_unread = False
         self._unscanned = 0
@@ -83,8 +81,7 @@ class Trial:
 
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
-        found = [(adapted, layer, self._update()) for adapted, layer in pairs]
-        self._embedding_adapted = any(layer.module.rpartition(".")[2] in EMBEDDINGS for _, layer in pairs)
+        found = [(adapted, layer, self._update(adapted)) for adapted, layer in pairs]
         going = [(adapted, layer, update) for adapted, layer, update in found if layer.status == "ok"]
         self.base.load_headers(
             name for adapted, layer, update in going for name in self._base_tensors(adapted, layer, update)
@@ -176,11 +173,14 @@ class Trial:
 
     def _own_copy(self, adapted: AdaptedLayer) -> TensorInfo | None:
         """A base weight in the adapter's own file, which takes the base's place: PEFT saves one of each adapted embedding."""
-        return self.adapter.weights.tensors.get(f"base_model.model.{adapted.module}.base_layer.weight")
+        wrapper = "token_adapter." if "token_adapter.trainable_tokens_delta" in adapted.tensors else ""
+        return self.adapter.weights.tensors.get(f"base_model.model.{adapted.module}.{wrapper}base_layer.weight")
 
-    def _update(self) -> BiasUpdate | None:
+    def _update(self, adapted: AdaptedLayer) -> BiasUpdate | None:
         bias = self.rule.bias
-        return bias if bias is not None and bias.wanted(self.adapter.config.fields) else None
+        if bias is None or is_token_layer(adapted) or not bias.wanted(self.adapter.config.fields):
+            return None
+        return bias
 
     def _content(self, name: str) -> bytes:
         return b"".join(bytes(piece) for piece in self.adapter.weights.stream(name))
@@ -202,7 +202,7 @@ class Trial:
             yield from (
                 name for name in self._replaced(adapted, layer, self.rule.whole_module) if name in self.base.files
             )
-        sized = self._sized(layer) or self._other_dims(adapted, layer) is not None
+        sized = self._sized(layer) or is_token_layer(adapted) or self._other_dims(adapted, layer) is not None
         if (sized or not self.rule.kernels) and f"{layer.stored}.weight" in self.base.files:
             yield f"{layer.stored}.weight"
 
@@ -219,6 +219,9 @@ class Trial:
         if not adapted.tensors:
             return layer
         weight = self.base.tensor(f"{layer.stored}.weight") if self._has_weight_header(adapted, layer, update) else None
+        if is_token_layer(adapted):
+            misfit = misfit_of_tokens(self.adapter, adapted, weight)
+            return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
         tensor = adapted.tensors.get(update.tensor) if update is not None else None
         if update is not None and tensor is not None:
             if layer.bias is not None:
@@ -301,14 +304,14 @@ class Trial:
             return result
         if update is not None:
             result = self._try_bias(adapted, layer, update, biases.get(layer.bias or ""), result)
-        if (
-            result.status == "ok"
-            and (hazard := self._hazard or self._kernel_hazard(layer) or self._embedding_hazard(adapted, layer, update))
-            is not None
-        ):
-            result = replace(result, status="lossy", code=HAZARD, reason=hazard)
-        if result.status == "ok" and layer.layer_type == "quantized" and self._weight_tensors(adapted, update):
-            result = self._quantised_again(result)
+        if result.status != "ok":
+            return result
+        if (hazard := self.hazards.of(adapted, layer, update) or self._kernel_hazard(layer)) is not None:
+            return replace(result, status="lossy", code=HAZARD, reason=hazard)
+        if (question := self.hazards.open_question(adapted)) is not None:
+            return replace(result, status="unknown", reason=question)
+        if layer.layer_type == "quantized" and self._weight_tensors(adapted, update):
+            return self._quantised_again(result)
         return result
 
     def _quantised_again(self, result: LayerResult) -> LayerResult:
@@ -441,6 +444,8 @@ class Trial:
             weight = rounded(values_of(self._weights[base_name], info.dtype), dtype).reshape(info.shape)
             if not np.isfinite(weight).all():
                 return self._gives_nan(result, f"the base's weight holds NaN or infinity in {dtype}")
+        if is_token_layer(adapted) and dtype is not None and overflows(self.adapter, adapted, dtype):
+            return self._gives_nan(result, f"the trained tokens hold values beyond {dtype}")
         if product is None:
             return result
         factors = {name: adapted.tensors[name] for name in (product.up, product.down, product.lengths) if name}
@@ -491,40 +496,12 @@ class Trial:
             )
         return result
 
-    def _other_end_is_saved(self, others: tuple[str, ...]) -> bool:
-        """Whether the other of the two tied layers is saved whole, and so a tensor of its own since it was trained."""
-        fields = self.adapter.config.fields
-        saved = fields.get("modules_to_save")
-        if not isinstance(saved, list) or fields.get("ensure_weight_tying"):
-            return False
-        ends = {other.rpartition(".")[2] for other in others}
-        return any(isinstance(module, str) and module.rpartition(".")[2] in ends for module in saved)
-
     def _kernel_hazard(self, layer: Layer) -> str | None:
         name = f"{layer.stored}.weight"
         if self.rule.kernels or name not in self.base.files or math.prod(self.base.tensor(name).shape[2:]) == 1:
             return None
         return (
             "the base layer is a convolution, for which this method's merge computes something else than its layer does"
-        )
-
-    def _embedding_hazard(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
-        if not self.rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self.base.config):
-            return (
-                "the base multiplies its embeddings by a factor, which this method leaves out of its update as long as it is "
-                "not merged"
-            )
-        others = self.tied_with(layer.module)
-        if (
-            not others
-            or (self.rule.tied and self._embedding_adapted)
-            or (update is not None and len(adapted.tensors) == 1)
-            or self._other_end_is_saved(others)
-        ):
-            return None
-        return (
-            "input and output embeddings of the base are one tensor (tie_word_embeddings): merged into one, the update "
-            "changes the other as well"
         )
 
     def _try_bias(

@@ -20,7 +20,7 @@ from adaptertool.checkpoint.writing.serialize import NewTensor
 from adaptertool.findings import Finding
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.resolve import Names, modules_of
-from adaptertool.methods.base import EMBEDDINGS, HEADS, CannotDrawError, copies_of_the_base
+from adaptertool.methods.base import CannotDrawError, copies_of_the_base
 from adaptertool.operations.base_layers import PEFT_PREFIX, base_of
 
 if TYPE_CHECKING:
@@ -184,11 +184,12 @@ def _in_base(name: str, base: Base) -> str | None:
     module, _, leaf = path.rpartition(".")
     modules = modules_of(base.files)
     code = ModelCode(base.config)
-    found = Names(modules, code.wrappers, code.leading).find(module).module
-    if found is None and code.tied and module.rpartition(".")[2] in HEADS:
+    names = Names(modules, code.wrappers, code.leading)
+    found = names.find(module).module
+    if found is None:
         # A tied head is stored as the embedding that it is.
-        embeddings = [one for one in modules if one.rpartition(".")[2] in EMBEDDINGS]
-        found = embeddings[0] if len(embeddings) == 1 else None
+        embeddings = {names.find(other).module for other in code.tied_with(module)} - {None}
+        found = embeddings.pop() if len(embeddings) == 1 else None
     return f"{found}.{leaf}" if found is not None and f"{found}.{leaf}" in base.files else None
 
 

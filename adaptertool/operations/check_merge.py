@@ -16,14 +16,17 @@ from adaptertool.merge.attached import attached_layers
 from adaptertool.merge.base import open_base
 from adaptertool.merge.decide import BaseLayers
 from adaptertool.merge.flags import ModelCode
+from adaptertool.merge.hazards import Hazards
 from adaptertool.merge.live import build_live_model
 from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
 from adaptertool.merge.saved import broken_beside, open_entries, saved_modules, unknown_entries
 from adaptertool.merge.targets import Targets, unknown_settings
-from adaptertool.merge.tokens import broken_tokens
+from adaptertool.merge.ties import SharedTensors
+from adaptertool.merge.tokens import is_token_layer, trained_tokens, without_copies
 from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
+from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
 from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.operations.result import Result
 from adaptertool.words import plural
@@ -161,23 +164,32 @@ def check_merge(
     code = ModelCode(base_model.config)
     layers = BaseLayers(base_model, code)
     targets = Targets(opened.config, code.model_type)
-    attached = attached_layers(opened, adapted, rule, targets, layers)
-    pairs = [(one, _ask(opened, layers, one, rule, targets)) for one in attached.layers]
+    shared = SharedTensors(layers, opened.config.fields)
+    tokens = trained_tokens(opened, targets, shared)
+    own = without_copies(opened, adapted, tokens, targets, shared)
+    attached = attached_layers(opened, own, rule, targets, layers)
+    beside = tuple(one for one in tokens.layers if all(one.module != other.module for other in own))
+    everything = (*attached.layers, *beside)
+    pairs = [(one, _ask(opened, layers, one, rule, targets)) for one in everything]
     live: LiveModel | None = None
     weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
     entries = open_entries(opened, rule, weighted)
-    if ask_model and (
-        attached.open or attached.undecided or entries or any(layer.status == "unknown" for _, layer in pairs)
-    ):
+    unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
+    if ask_model and (attached.open or attached.undecided or entries or unsure):
         modules = [layer.module for layer in adapted]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
         known = {layer.module: layer for _, layer in pairs if layer.status != "unknown"}
         layers = BaseLayers(base_model, code, live.renamed)
-        attached = attached_layers(opened, adapted, rule, targets, layers, live.layers)
+        shared = SharedTensors(layers, opened.config.fields, live.ties)
+        tokens = trained_tokens(opened, targets, shared)
+        own = without_copies(opened, adapted, tokens, targets, shared)
+        attached = attached_layers(opened, own, rule, targets, layers, live.layers)
+        beside = tuple(one for one in tokens.layers if all(one.module != other.module for other in own))
+        everything = (*attached.layers, *beside)
         pairs = [
             (one, known.get(one.module) or _ask(opened, layers, one, rule, targets, live.layers.get(one.module)))
-            for one in attached.layers
+            for one in everything
         ]
     load = dtype or load_dtype(base_model.config)
     trial = Trial(
@@ -186,7 +198,7 @@ def check_merge(
         rule,
         load,
         threshold,
-        tied_with=code.tied_with,
+        hazards=Hazards(opened, rule, layers, shared, tokens),
         all_biases=all_biases,
     )
     results = trial.run(pairs)
@@ -209,12 +221,11 @@ def check_merge(
         threshold,
         checked if live is not None else (*checked, *unknown_entries(entries)),
         (
-            *_findings(attached.layers, results, rule),
+            *_findings(everything, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
             *_targeted_containers(attached, rule, targets, layers),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
             *broken_beside(opened, load, math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES),
-            *broken_tokens(opened, load),
         ),
         ways_out(layers, missing) if missing else (),
         _note(checked, trial),
@@ -365,6 +376,8 @@ def _ask(
     live: CodeLayer | None = None,
 ) -> Layer:
     fields = adapter.config.fields
+    if is_token_layer(adapted) and TRAINABLE_TOKENS.merge is not None:
+        rule = TRAINABLE_TOKENS.merge
     module = rule.base_module(fields, adapted.module)
     held = targets.parameters_of(adapted.module, live or layers.code.layer(module))
     kinds = rule.kinds if held == () else None

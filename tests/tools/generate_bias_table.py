@@ -10,6 +10,8 @@ what transformers renames. With model types named, only these are written, to st
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from adaptertool.merge.resolve import Names
+from adaptertool.merge.ties import Tie, ties_of
 from tests.tools.model_trees import (
     BUILD_ERRORS,
     build,
@@ -37,7 +40,7 @@ from tests.tools.model_trees import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -190,16 +193,141 @@ def moved_names(model: PreTrainedModel, prefixes: Iterable[str]) -> dict[str, st
     return moved
 
 
-def tied_layers(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
-    """The layers whose weights a class ties where its config ties embeddings, as patterns."""
-    tying = copy.deepcopy(config)
-    for _, part in sub_configs(tying):
-        if part is tying or hasattr(part, "tie_word_embeddings"):
-            part.tie_word_embeddings = True
-    model = _small(model_class, tying)
-    layers = layers_of(model)
-    names = (name for pair in model.all_tied_weights_keys.items() for name in pair)
-    return {pattern_of(name.rpartition(".")[0]) for name in names} & {pattern_of(path) for path in layers}
+TIE_FIELDS = ("tie_embedding", "tie_codebooks_embeddings", "share_encoder_decoder_embeddings")
+"""Fields of whole configs that decide about ties, beside `tie_word_embeddings`, which parts have as well."""
+
+MOST_TIE_FIELDS = 4
+"""More fields that decide about one model's ties are not tried in all combinations."""
+
+
+class Settings:
+    """A model type's configs under every setting of the fields that may decide which layers are tied.
+
+    A setting has a letter for each field: `t` and `f` for true and false, `-` where the config lacks it. What the fields come
+    to is the config class's own affair: some force a value, some take it from a part's config.
+
+    Args:
+        config: The type's default config.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self._class = type(config)
+        self._default: dict[str, Any] = config.to_dict()
+        self._models: dict[tuple[str, tuple[Any, ...]], tuple[Tie, ...]] = {}
+        self._shrinks: dict[type[PreTrainedModel], bool] = {}
+        own = [f"{prefix}tie_word_embeddings" for prefix, _ in sub_configs(config)] + [*TIE_FIELDS]
+        self._known = {field for field in own if self._value(self._default, field) is not None}
+        self.fields = [field for field in own if self._matters(field)]
+
+    @staticmethod
+    def _value(raw: Mapping[str, Any], field: str) -> Any:
+        value: Any = raw
+        for step in field.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        return value
+
+    def _matters(self, field: str) -> bool:
+        """Whether the config class knows the field, or takes the value of another one from it."""
+        if field in self._known:
+            return True
+        found = [self._flags(self.config([field], letter)) for letter in "-tf"]
+        return len({json.dumps(one, sort_keys=True) for one in found}) > 1
+
+    def config(self, fields: Sequence[str], setting: str) -> PreTrainedConfig | None:
+        """The config that transformers makes of a setting; None where it refuses it."""
+        raw = copy.deepcopy(self._default)
+        for field, letter in zip(fields, setting, strict=True):
+            part: Any = raw
+            *path, name = field.split(".")
+            for step in path:
+                part = part.get(step) if isinstance(part, dict) else None
+            if isinstance(part, dict):
+                part.pop(name, None)
+                part.update({} if letter == "-" else {name: letter == "t"})
+        try:
+            return self._class.from_dict(raw)
+        except BUILD_ERRORS:
+            return None
+
+    def ties(self, model_class: type[PreTrainedModel], fields: Sequence[str], setting: str) -> tuple[Tie, ...] | None:
+        """The ties of a class under a setting, as patterns; None where it can't be built."""
+        config = self.config(fields, setting)
+        if config is None:
+            return None
+        key = model_class.__name__, tuple(self._flags(config).items())
+        if key not in self._models:
+            try:
+                self._models[key] = self._build(model_class, config)
+            except BUILD_ERRORS:
+                return None
+        return self._models[key]
+
+    def _build(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[Tie, ...]:
+        """With few layers, where the first setting showed that they have the same ties as all; some models share layers."""
+        if self._shrinks.get(model_class):
+            return _tie_patterns(model_class, shrunk(config))
+        ties = _tie_patterns(model_class, config)
+        if model_class not in self._shrinks:
+            try:
+                self._shrinks[model_class] = bool(ties) and _tie_patterns(model_class, shrunk(config)) == ties
+            except BUILD_ERRORS:
+                self._shrinks[model_class] = False
+        return ties
+
+    def deciding(self, model_class: type[PreTrainedModel]) -> list[str]:
+        """The fields that decide about the ties of a class: those that change them where all others are alike."""
+        deciding = []
+        for at, field in enumerate(self.fields):
+            for others in "tf-":
+                before, after = others * at, others * (len(self.fields) - at - 1)
+                found = {self.ties(model_class, self.fields, before + letter + after) for letter in "-tf"} - {None}
+                if len(found) > 1:
+                    deciding.append(field)
+                    break
+        return deciding[:MOST_TIE_FIELDS]
+
+    def _flags(self, config: PreTrainedConfig | None) -> dict[str, Any]:
+        """The values of the known fields in a config."""
+        raw = config.to_dict() if config is not None else {}
+        return {field: self._value(raw, field) for field in sorted(self._known)}
+
+
+def _tie_patterns(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[Tie, ...]:
+    return tuple(dict.fromkeys(_as_pattern(tie) for tie in ties_of(build(model_class, config))))
+
+
+def _as_pattern(tie: Tie) -> Tie:
+    """The tie of patterns, each at most twice."""
+    patterns = [pattern_of(layer) for layer in tie.layers]
+    kept = [one for at, one in enumerate(patterns) if patterns[:at].count(one) < 2]
+    return Tie(
+        tie.leaf,
+        tuple(kept),
+        pattern_of(tie.source) if tie.source else None,
+        pattern_of(tie.embedding) if tie.embedding else None,
+        tuple(dict.fromkeys(pattern_of(path) for path in tie.followers or ())),
+    )
+
+
+def tied_layers(classes: Sequence[type[PreTrainedModel]], config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The ties of all classes of a model type, each with the settings of config fields under which it holds."""
+    settings = Settings(config)
+    found: dict[tuple[Tie, tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for model_class in classes:
+        if not any(settings.ties(model_class, settings.fields, letter * len(settings.fields)) for letter in "t-"):
+            continue
+        fields = tuple(settings.deciding(model_class))
+        holds: dict[Tie, list[str]] = {}
+        for letters in itertools.product("-tf", repeat=len(fields)):
+            setting = "".join(letters)
+            for tie in settings.ties(model_class, fields, setting) or ():
+                holds.setdefault(tie, []).append(setting)
+        for tie, holding in holds.items():
+            found.setdefault((tie, fields, tuple(holding)), []).append(model_class.__name__)
+    return [
+        {**dataclasses.asdict(tie), "classes": names, "fields": fields, "settings": holding}
+        for (tie, fields, holding), names in found.items()
+    ]
 
 
 def entry_of(model_type: str) -> dict[str, Any] | None:
@@ -214,7 +342,7 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
     counts: dict[str, str | None] = {}
     moved: dict[str, str | None] = {}
     parts: dict[str, tuple[str, set[str]]] = {}
-    ties: set[str] = set()
+    built: list[type[PreTrainedModel]] = []
     for model_class in classes_of(model_type):
         try:
             rules, own_parts = rules_of(model_class, config)
@@ -222,7 +350,7 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
             print(f"{model_class.__name__}: {error}", file=sys.stderr)
             continue
         prefixes.add(model_class.base_model_prefix)
-        ties |= tied_layers(model_class, config)
+        built.append(model_class)
         for stack, field in counting_fields(model_class, config).items():
             counts[stack] = field if counts.setdefault(stack, field) == field else None
         for live, stored in moved_names(_small(model_class, config), prefixes - {""}).items():
@@ -240,11 +368,10 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
         grouped.setdefault(kind, {}).setdefault(deciding, []).append(pattern)
     used = {rule.removeprefix("not ") for _, rule in merged.values()}
     flags = {flag: value for flag, value in bias_flags(config).items() if flag in used}
-    text = config.get_text_config()
     return {
         "prefixes": sorted(prefixes - {""}),
-        "tied": bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))),
-        "ties": sorted(ties),
+        "classes": [model_class.__name__ for model_class in classes_of(model_type)],
+        "ties": tied_layers(built, config),
         "flags": flags,
         "counts": {stack: field for stack, field in sorted(counts.items()) if field},
         "moved": {live: stored for live, stored in sorted(moved.items()) if stored},

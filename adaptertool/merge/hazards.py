@@ -1,0 +1,116 @@
+"""Merges into embeddings that raise nothing and give something else than the adapter.
+
+An update that one of two tied layers has, or that the two have apart, reaches both once it is in the one tensor that they
+share. Rows that replace the embedding's are right in both, as far as PEFT adapts both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptertool.merge.flags import scales_embeddings
+from adaptertool.merge.ties import pattern_of
+from adaptertool.merge.tokens import is_token_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.adapted import AdaptedLayer
+    from adaptertool.merge.decide import BaseLayers, Layer
+    from adaptertool.merge.ties import SharedTensors, Tie
+    from adaptertool.merge.tokens import TrainedTokens
+    from adaptertool.methods.merging import BiasUpdate, MergeRule
+
+_SHARED = "are one tensor (tie_word_embeddings): merged into one, the update changes the other as well"
+
+
+class Hazards:
+    """What is wrong with merging into a layer, although PEFT raises nothing.
+
+    Args:
+        adapter: The adapter.
+        rule: What its method's merge needs.
+        layers: The base's layers.
+        shared: Those of them that are one tensor.
+        tokens: The layers whose tokens the adapter trained.
+    """
+
+    def __init__(
+        self, adapter: Adapter, rule: MergeRule, layers: BaseLayers, shared: SharedTensors, tokens: TrainedTokens
+    ) -> None:
+        self._rule = rule
+        self._layers = layers
+        self._shared = shared
+        self._tokens = tokens
+        self._general = rule.hazard(adapter.config.fields)
+        saved = adapter.config.fields.get("modules_to_save")
+        self._saved = tuple(end for end in saved if isinstance(end, str) and end) if isinstance(saved, list) else ()
+
+    def of(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
+        """Why the merge would give something else, as a sentence; None where it would not.
+
+        Args:
+            adapted: The layer, with what the adapter holds of it.
+            layer: What is known of the base's.
+            update: The bias that the adapter adds to the base's, if it does.
+        """
+        if self._general is not None:
+            return self._general
+        if is_token_layer(adapted):
+            return self._of_tokens(adapted.module)
+        if not self._rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self._layers.base.config):
+            return (
+                "the base multiplies its embeddings by a factor, which this method leaves out of its update as long as it is "
+                "not merged"
+            )
+        module = layer.module
+        weight = update is None or len(adapted.tensors) > 1
+        ties = [*(self._shared.of(module) or () if weight else ())]
+        ties += (self._shared.of(module, "bias") or ()) if update is not None else ()
+        return next((_reason(tie) for tie in ties if self._reaches(tie, module, {})), None)
+
+    def open_question(self, adapted: AdaptedLayer) -> str | None:
+        """Why it can't be told whether the merge would give something else; None where it can."""
+        if adapted.module in self._tokens.uncertain:
+            return (
+                "whether the base ties other layers to this one, and PEFT lets them use its rows, can't be told from its "
+                "config"
+            )
+        if self._shared.of(adapted.module) is None:
+            return "whether input and output embeddings of the base are one tensor can't be told from its config"
+        return None
+
+    def _of_tokens(self, module: str) -> str | None:
+        owners = self._tokens.owners
+        alike = {pattern_of(one): owner for one, owner in owners.items() if owner == module}
+        for member in (one for one, owner in owners.items() if owner == module):
+            if member in self._tokens.twice or (member != module and self._is_saved(member)):
+                return (
+                    f"PEFT lets {member} use the trained tokens of the embedding, and it is adapted by itself as well: such a "
+                    "model does not run until it is merged"
+                )
+            layer = self._layers.needs_weight(member)
+            if layer.layer_type != "embedding" and layer.has_bias:
+                return (
+                    f"the trained tokens of {member}, an output layer with a bias, are used without the bias as long as they "
+                    "are not merged"
+                )
+            for tie in self._shared.of(member) or ():
+                if self._reaches(tie, member, alike):
+                    return _reason(tie)
+        return None
+
+    def _reaches(self, tie: Tie, module: str, alike: Container[str]) -> bool:
+        """Whether a merge into one layer of a tie changes others that do not have the same update."""
+        return any(other not in alike and not self._is_saved(other) for other in self._shared.others(tie, module))
+
+    def _is_saved(self, module: str) -> bool:
+        """Whether a layer is trained and saved whole, and so has a tensor of its own: see `_set_trainable` in PEFT."""
+        return bool(self._saved) and module.endswith(self._saved)
+
+
+def _reason(tie: Tie) -> str:
+    if any("#" in layer for layer in tie.layers):
+        return f"the base shares one {tie.leaf} among several layers: the updates of all of them are merged into it"
+    return f"input and output embeddings of the base {_SHARED}"
