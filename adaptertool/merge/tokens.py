@@ -195,25 +195,3 @@ def _indices(fields: Mapping[str, Any], module: str) -> list[int] | None:
         if isinstance(named, dict):
             named = next((value for key, value in named.items() if module.endswith(key)), None)
     return named if isinstance(named, list) and all(type(index) is int for index in named) else None
-
-
-def overflows(adapter: Adapter, layer: AdaptedLayer, dtype: str) -> bool:
-    """Whether trained tokens hold values that are infinite in a dtype.
-
-    Args:
-        adapter: The adapter.
-        layer: The layer, with its tokens.
-        dtype: The dtype in which the base is loaded.
-    """
-    import numpy as np
-
-    from adaptertool.merge.dry_run import values_of
-    from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
-
-    for tensor in layer.tensors.values():
-        if DTYPE_NAMES.get(tensor.dtype) in FLOATS:
-            values = values_of(b"".join(bytes(piece) for piece in adapter.weights.stream(tensor.name)), tensor.dtype)
-            with np.errstate(over="ignore"):
-                if not np.isfinite(rounded(values, dtype)).all():
-                    return True
-    return False

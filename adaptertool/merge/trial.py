@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.extremes import INFINITE_FROM, largest, odd_factor, usual_size
 from adaptertool.merge.result import HAZARD, LayerResult
-from adaptertool.merge.tokens import is_token_layer, misfit_of_tokens, overflows
+from adaptertool.merge.tokens import is_token_layer, misfit_of_tokens
 from adaptertool.methods import method_of
 from adaptertool.words import plural
 
@@ -341,7 +341,9 @@ class Trial:
         exact = set() if product is None else {product.up, product.down, product.lengths}
         exact |= set() if update is None else {update.tensor}
         method, config = method_of(self.adapter.config), self.adapter.config
-        extreme = self._shared
+        # Rows and whole modules take the base's place as they are.
+        as_is = self.rule.whole_module is not None or is_token_layer(adapted)
+        extreme = None if is_token_layer(adapted) else self._shared
         for name, tensor in [*adapted.tensors.items(), *([("base_layer.weight", copy)] if copy is not None else [])]:
             if name in exact:
                 continue
@@ -350,7 +352,7 @@ class Trial:
                 continue
             self._budget -= tensor.nbytes
             bound = math.inf
-            if self.rule.whole_module is not None:
+            if as_is:
                 bound = INFINITE_FROM.get(dtype or "", math.inf)
             elif tensor is not copy:
                 bound = usual_size(dtype, trained=method.role(tensor.name, config) == "trainable")
@@ -366,11 +368,16 @@ class Trial:
                 )
         if extreme is not None and math.isnan(extreme[1]):
             return self._gives_nan(result, f"the adapter's {extreme[0]} holds NaN or infinity")
-        if extreme is not None and self.rule.whole_module is not None:
+        if extreme is not None and as_is:
             return self._gives_nan(result, f"the adapter's {extreme[0]} holds values that are infinity in {dtype}")
         if extreme is not None and extreme[1] > usual_size(dtype):
             why = f"the adapter's {extreme[0]} holds values of up to {extreme[1]:.3g}"
-        elif product is None and self._weight_tensors(adapted, update) and (odd := odd_factor(config.fields, dtype)):
+        elif (
+            not as_is
+            and product is None
+            and self._weight_tensors(adapted, update)
+            and (odd := odd_factor(config.fields, dtype))
+        ):
             why = f"the adapter's config has {odd}"
         else:
             return result
@@ -444,8 +451,6 @@ class Trial:
             weight = rounded(values_of(self._weights[base_name], info.dtype), dtype).reshape(info.shape)
             if not np.isfinite(weight).all():
                 return self._gives_nan(result, f"the base's weight holds NaN or infinity in {dtype}")
-        if is_token_layer(adapted) and dtype is not None and overflows(self.adapter, adapted, dtype):
-            return self._gives_nan(result, f"the trained tokens hold values beyond {dtype}")
         if product is None:
             return result
         factors = {name: adapted.tensors[name] for name in (product.up, product.down, product.lengths) if name}

@@ -126,7 +126,6 @@ class MergeRule:
         base_module: The base's module path of a layer of the adapted model, which can have more layers than the base.
         fits: Whether a layer's tensors, by their name in the module, are for a layer of these out_features and in_features
             under this config; None where they do not tell.
-        tied: Whether it merges rightly where an embedding that it adapts is one tensor with the output layer.
         kernels: Whether it merges rightly into a convolution whose kernel is larger than 1.
         scaled: Whether it merges rightly into an embedding that the model multiplies by a factor.
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
@@ -160,7 +159,6 @@ class MergeRule:
     hazard: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     base_module: Callable[[Mapping[str, Any], str], str] = lambda _, module: module
     fits: Callable[[Mapping[str, Any], Mapping[str, TensorInfo], int, int], bool] | None = None
-    tied: bool = False
     kernels: bool = True
     scaled: bool = True
     any_saved_module: bool = False

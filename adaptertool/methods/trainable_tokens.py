@@ -58,5 +58,5 @@ TRAINABLE_TOKENS = PlainMethod(
     "TRAINABLE_TOKENS",
     "trainable_tokens_",
     projections=TokenTensors(),
-    merge=MergeRule(kinds=LINEAR | EMBEDDING, tied=True),
+    merge=MergeRule(kinds=LINEAR | EMBEDDING),
 )

@@ -46,7 +46,7 @@ ENCODER_DECODER: dict[str, Any] = {
     "pad_token_id": 0,
     "decoder_start_token_id": 1,
 }
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_hidden_layers": 1,
@@ -54,7 +54,18 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-GPT2 = {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "add_cross_attention": True}
+GPT2: dict[str, Any] = {
+    "vocab_size": 64,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_positions": 32,
+    "add_cross_attention": True,
+}
+
+
+Answers = dict[str, "tuple[str | None, str, list[str]]"]
+"""By arrangement: what merging does to the outputs, the verdict, and the codes."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +246,9 @@ def verdict_by_peft(model: Model, base: Path, adapter: Path) -> str | None:
     return "mergeable" if torch.allclose(before, after, atol=1e-4) else "lossy"
 
 
-def answers(
-    model: Model, base: Path, folder: Path, which: Sequence[str] = ()
-) -> dict[str, tuple[str | None, str, list[str]]]:
+def answers(model: Model, base: Path, folder: Path, which: Sequence[str] = ()) -> Answers:
     """Every arrangement that PEFT attaches: what merging does, the verdict, and the codes."""
-    found = {}
+    found: Answers = {}
     plain = load_base(model, base)
     for name, config in _adapters(model).items():
         adapter = folder / name.replace(" ", "-")
@@ -255,7 +264,7 @@ def answers(
     return found
 
 
-def wrong(found: dict[str, tuple[str | None, str, list[str]]]) -> dict[str, tuple[str | None, str, list[str]]]:
+def wrong(found: Answers) -> Answers:
     """Where the verdict is another one than what merging does.
 
     What PEFT does not run before it is merged is nothing that could have been trained, and never called mergeable.
