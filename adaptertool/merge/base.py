@@ -158,21 +158,28 @@ class Base:
 
     def _part(self, name: str, start: int, length: int) -> bytes:
         file, header = self._headers[self.files[name]]
-        return file.read(header.data_start + self.tensor(name).start + start, length)
+        return self._read_surely(file, header.data_start + self.tensor(name).start + start, length, name)
 
     def _read_range(self, names: list[str]) -> dict[str, bytes]:
         file, header = self._headers[self.files[names[0]]]
         first, last = self.tensor(names[0]), self.tensor(names[-1])
         extent = header.data_start + first.start, last.start + last.nbytes - first.start
-        content = file.read(*extent)
-        # No digest proves a part of a file, and the values decide.
-        if self.folder.kind == "hub" and file.read_again(*extent) != content:
-            raise two_readings(f"{names[0]} in {file.name}")
+        content = self._read_surely(file, *extent, names[0])
         found = {}
         for name in names:
             info = self.tensor(name)
             found[name] = content[info.start - first.start : info.start - first.start + info.nbytes]
         return found
+
+    def _read_surely(self, file: Bytes, start: int, length: int, name: str) -> bytes:
+        """Bytes on which the answer depends: no digest proves a part of a file."""
+        content = file.read(start, length)
+        if self.folder.kind == "hub" and file.read_again(start, length) != content:
+            raise CorruptError(
+                f"two readings of {name} in {file.name} gave different bytes",
+                hint="It is damaged on its way. Try again.",
+            )
+        return content
 
     def _read_header(self, name: str) -> tuple[Bytes, Header]:
         try:
