@@ -175,10 +175,7 @@ class Base:
         """Bytes on which the answer depends: no digest proves a part of a file."""
         content = file.read(start, length)
         if self.folder.kind == "hub" and file.read_again(start, length) != content:
-            raise CorruptError(
-                f"two readings of {name} in {file.name} gave different bytes",
-                hint="It is damaged on its way. Try again.",
-            )
+            raise two_readings(f"{name} in {file.name}")
         return content
 
     def _read_header(self, name: str) -> tuple[Bytes, Header]:
