@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -113,27 +114,26 @@ def examine(
     from adaptertool.projection.settled import refuted
     from adaptertool.projection.verify import verify
 
-    comparison = _comparison(adapter, stored, level, progress)
     shapes = {one.kind: tensors[one.canonical].shape for one in stored}
-    known = None
+    known = cannot = None
+    # Before anything is compared: a config that makes no sense is no reason to read gigabytes.
     try:
-        if not rule.needs_torch or torch_is_installed():
-            dtypes = {one.kind: tensors[one.canonical].dtype for one in stored}
-            layout = rule.layout(adapter.config, shapes, lambda *extent: _values(adapter, *extent))
-            basis = rule.basis(adapter.config, shapes, layout)
+        basis = _basis(adapter, rule, shapes)
+        if basis is not None:
             if not shapes_proven:
                 rule.check_layers(adapter.config, tensors)
-            _check_dtypes(basis, dtypes)
+            _check_dtypes(basis, {one.kind: tensors[one.canonical].dtype for one in stored})
             known = loader()
     except CannotDrawError as error:
-        found = replace(_compared(report, comparison, settle=settle), verification=level)
-        if found.verdict == "copies-differ":
-            return found
-        return replace(found, verdict="not-regenerable", reason=str(error), settled=settle)
-    if known is None:
+        basis, cannot = None, str(error)
+    comparison = _comparison(adapter, stored, level, progress)
+    if basis is None or known is None:
         found = _compared(report, comparison, settle=settle)
-        no_torch = "torch is not installed, so nothing says what will be drawn"
-        return found if found.verdict == "copies-differ" else replace(found, reason=no_torch, settled=settle)
+        if found.verdict != "copies-differ":
+            no_torch = "torch is not installed, so nothing says what will be drawn"
+            found = replace(found, verdict="not-regenerable" if cannot else "unverified", settled=settle)
+            found = replace(found, reason=cannot or no_torch)
+        return replace(found, verification=level) if cannot else found
     outcome = verify(comparison, stored, basis, known)
     if known.concluded and outcome.verdict in ("regenerable-elsewhere", "not-regenerable"):
         # A "no" is not concluded from a version: torch itself is asked.
@@ -173,12 +173,29 @@ def examine_copies(
         A report with the verdict `copies-differ` or `unverified`.
 
     Raises:
-        CorruptError: the file has another digest than the one that is known for it.
+        CorruptError: as `examine`.
     """
-    stored = rule.stored(adapter.weights.tensors, adapter.config)
+    tensors = adapter.weights.tensors
+    stored = rule.stored(tensors, adapter.config)
+    # What the config says to draw must make sense all the same.
+    with contextlib.suppress(CannotDrawError):
+        _basis(adapter, rule, {one.kind: tensors[one.canonical].shape for one in stored})
     report = _unverified(adapter, rule, stored)
     found = _compared(report, _comparison(adapter, stored, level, progress), settle=settle)
     return found if found.verdict == "copies-differ" else replace(found, reason="the copies alone were compared")
+
+
+def _basis(adapter: Adapter, rule: Projections, shapes: Mapping[str, tuple[int, ...]]) -> Basis | None:
+    """What the config says to draw in these shapes; None where it takes a torch to know, and there is none.
+
+    Raises:
+        CannotDrawError: nothing that is known.
+        CorruptError: a config value makes no sense (ADP304).
+    """
+    if rule.needs_torch and not torch_is_installed():
+        return None
+    layout = rule.layout(adapter.config, shapes, lambda *extent: _values(adapter, *extent))
+    return rule.basis(adapter.config, shapes, layout)
 
 
 def _unverified(adapter: Adapter, rule: Projections, stored: tuple[Stored, ...]) -> ProjectionReport:
