@@ -2,8 +2,7 @@
 
 Source: `peft/tuners/lily/model.py`, `_post_injection_hook`, read at 0.21.2. All layers of one target and one shape share
 `lily_B`; each `stride_A` of them in a row share `lily_A`. When PEFT loads an adapter they are one module already, so one
-copy fills them all. Groups are made finer here than PEFT makes them, by names that differ in nothing but the layer's number:
-every copy that goes is one of PEFT's group.
+copy fills them all. The order of the layers, which decides the blocks, is in the file only where their names tell it.
 """
 
 from __future__ import annotations
@@ -38,22 +37,38 @@ class LilyTensors(SharedTensors):
     def stored(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig | None = None) -> tuple[Stored, ...]:
         """Groups of layers, the first layer's tensor before the others."""
         stride = config.integer("stride_A", 1, least=1) if config is not None else 1
+        modules = sorted(self.target_modules(tensors), key=natural)
         found = []
-        for family in _families(self.target_modules(tensors), config):
+        for target, family in _by_target(modules, config).items():
+            in_order = _stand_in_order(family, target, modules, config)
             for kind in ("lily_A", "lily_B"):
-                for group in _groups(family.modules, kind, tensors):
-                    step = len(group) if kind == "lily_B" else stride if family.in_order else 1
+                for group in _groups(family, kind, tensors):
+                    step = len(group) if kind == "lily_B" else stride if in_order else 1
                     blocks = (group[begin : begin + step] for begin in range(0, len(group), step))
                     found += [Stored(block[0], block[0], tuple(block[1:])) for block in blocks]
         return tuple(found)
 
 
-def _groups(modules: Iterable[str], kind: str, tensors: Mapping[str, TensorInfo]) -> list[list[str]]:
+def _by_target(modules: Iterable[str], config: AdapterConfig | None) -> dict[str, list[str]]:
+    """Modules by the target that PEFT groups them by; one whose target is not certain stands for itself."""
+    families: dict[str, list[str]] = {}
+    for module in modules:
+        families.setdefault(_target(module, config) or f"={module}", []).append(module)
+    return families
+
+
+def _stand_in_order(family: Iterable[str], target: str, modules: Iterable[str], config: AdapterConfig | None) -> bool:
+    """Whether PEFT has a group's layers in the order of their names: these differ in numbers alone, and none can join them."""
+    paths = {re.sub(r"(?<![^.])\d+(?![^.])", "*", module) for module in family}
+    return len(paths) == 1 and {*family} == {module for module in modules if _may_be(module, target, config)}
+
+
+def _groups(family: Iterable[str], kind: str, tensors: Mapping[str, TensorInfo]) -> list[list[str]]:
     """The tensors of one kind that layers of the same shape have, as PEFT groups them by the base's weight.
 
     Where some layers lack it, one copy was kept already, and each of those that are left stands for itself.
     """
-    named = {module: f"{module}.{kind}.weight" for module in modules}
+    named = {module: f"{module}.{kind}.weight" for module in family}
     present = {module: name for module, name in named.items() if name in tensors}
     groups: dict[object, list[str]] = {}
     for module, name in present.items():
@@ -65,33 +80,6 @@ def _shapes(module: str, tensors: Mapping[str, TensorInfo]) -> tuple[tuple[int, 
     """What tells the in_features and the out_features of a layer's base."""
     found = (tensors.get(f"{module}.{kind}.weight") for kind in ("lily_A", "lily_B"))
     return tuple(info.shape if info is not None else None for info in found)
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Layers whose names differ in nothing but the layer's number.
-
-    Attributes:
-        modules: By that number.
-        in_order: Whether they stand in this order in PEFT's group, one after the other: no other module is of its target.
-    """
-
-    modules: tuple[str, ...]
-    in_order: bool
-
-
-def _families(modules: Iterable[str], config: AdapterConfig | None) -> list[_Family]:
-    ordered = sorted(modules, key=natural)
-    families: dict[tuple[str, str], list[str]] = {}
-    for module in ordered:
-        target = _target(module, config)
-        # Where more than one number stands in a name, which of them counts the layers is not certain.
-        path, numbers = re.subn(r"(?<=\.)\d+(?=\.)", "*", module)
-        families.setdefault((target, path if target and numbers == 1 else module), []).append(module)
-    return [
-        _Family(tuple(family), {*family} >= {one for one in ordered if _may_be(one, target, config)})
-        for (target, _), family in families.items()
-    ]
 
 
 def _target(module: str, config: AdapterConfig | None) -> str:
