@@ -40,6 +40,13 @@ def shortened(text: str, length: int = 160) -> str:
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
 
 
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names as people count: `layers.2` before `layers.10`."""
+    # Numbers are compared as text without leading zeros: a name can hold more digits than `int` takes.
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part), part) if index % 2 else (0, part) for index, part in enumerate(parts)]
+
+
 def collapsed(names: Iterable[str]) -> list[str]:
     """Names that differ in their layer number alone, as one with a range: `layers.{0..31}.self_attn.q_proj`."""
     numbers: dict[str, list[int]] = {}

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from adaptertool.checkpoint.config import CONFIG_NAME
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.errors import AdapterToolError, NotFoundError, OfflineError, UsageError
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.hub.folder import HubFolder
@@ -186,7 +187,7 @@ class _Walk:
                     continue
                 self._seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as listing:
-                    entries = sorted(listing, key=lambda entry: _natural(entry.name))
+                    entries = sorted(listing, key=lambda entry: natural(entry.name))
             except OSError:
                 yield folder
                 continue
@@ -216,12 +217,6 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a loop of symlinks
         return False
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """The key that puts checkpoint-500 before checkpoint-1000."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts if part]
 
 
 def _common(local: list[str]) -> Path | None:
@@ -327,7 +322,7 @@ class _Repo:
         except AdapterToolError as error:
             yield Found(self._target, below or ".", problem=error)
             return
-        for place in sorted(places, key=lambda one: [_natural(part) for part in one.parts]):
+        for place in sorted(places, key=lambda one: [natural(part) for part in one.parts]):
             yield Found(self._named(folder, place), str(PurePosixPath(below, place)))
         if not places:
             message = f"{folder.location} holds no PEFT adapter, in no folder of the repo"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from adaptertool.checkpoint.header import TensorInfo
-
-_DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,4 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
         while segments[at - 1] == "base_layer" and at > 1:
             at -= 1
         layers.setdefault(".".join(segments[:at]), {})[".".join(segments[at:])] = tensor
-    return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural_order))
-
-
-def natural_order(module: str) -> tuple[tuple[int, str], ...]:
-    """A sort key by which layer 10 comes after layer 2."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(module))
+    return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural))

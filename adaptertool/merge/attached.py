@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.adapted import AdaptedLayer, natural_order
+from adaptertool.merge.adapted import AdaptedLayer
 from adaptertool.merge.resolve import Names, split_path
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +89,7 @@ def attached_layers(
     else:
         fresh, open_ones = _targeted(kept, adapted, targets, layers, today)
     everything = [*kept, *(AdaptedLayer(module, {}) for module in fresh)]
-    everything.sort(key=lambda layer: natural_order(layer.module))
+    everything.sort(key=lambda layer: natural(layer.module))
     lacking = {
         layer.module: missing
         for layer in everything

@@ -95,6 +95,10 @@ class Projections(Protocol):
     def conditions(self) -> tuple[str, ...]:
         """What loading without them takes beyond what drawing them takes, a sentence each."""
 
+    @property
+    def pair_alone(self) -> str | None:
+        """What a loader other than PeftModel makes of the canonical pair without the layers' copies, as a sentence."""
+
     def holds(self, name: str) -> bool:
         """Whether a tensor of that name is one of them."""
 

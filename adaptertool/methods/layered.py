@@ -41,6 +41,7 @@ class LayerProjections:
     shared: bool = False
     needs_torch: bool = False
     conditions: tuple[str, ...] = ()
+    pair_alone: str | None = None
 
     def holds(self, name: str) -> bool:
         """Whether the pattern fits."""
@@ -168,8 +169,3 @@ def layout_entry(layout: Mapping[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise CannotDrawError(f"the recipe does not say the {key} of the layers")
     return value
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts names as people count: `layers.2` before `layers.10`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptertool.methods.base import ALL_LINEAR
-from adaptertool.methods.layered import natural
 from adaptertool.methods.merging import no_merge
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.shared import SharedTensors
 from adaptertool.projection.stored import Stored
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig

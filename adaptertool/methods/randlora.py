@@ -44,6 +44,11 @@ class RandLoraProjections:
     needs_torch = False
     kinds: tuple[str, ...] = ("randlora_A", "randlora_B")
     conditions = FIRST_OF_ITS_METHOD
+    # `inject_adapter_in_model`, which transformers' `model.load_adapter` calls, makes a model without `base_model.`.
+    pair_alone: str | None = (
+        "load it with PeftModel. transformers' own loader (model.load_adapter) looks for copies under the layers alone, and "
+        "draws a pair of its own."
+    )
 
     def canonical_name(self, kind: str) -> str:
         """`base_model.randlora_A` or `base_model.randlora_B`."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, natural
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry
 from adaptertool.methods.merging import CONV1D, EMBEDDING, LINEAR, MergeRule, low_rank
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig

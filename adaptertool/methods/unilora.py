@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, natural, whole
+from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, whole
 from adaptertool.methods.merging import MergeRule, low_rank
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig

@@ -47,6 +47,7 @@ class VeraProjections:
     shared: bool = True
     needs_torch: bool = False
     conditions: tuple[str, ...] = FIRST_OF_ITS_METHOD
+    pair_alone: str | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:

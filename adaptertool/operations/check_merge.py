@@ -11,7 +11,7 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import adapted_layers, natural_order
+from adaptertool.merge.adapted import adapted_layers
 from adaptertool.merge.attached import attached_layers
 from adaptertool.merge.base import open_base
 from adaptertool.merge.decide import BaseLayers
@@ -29,7 +29,7 @@ from adaptertool.methods import method_of
 from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
 from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.operations.result import Result
-from adaptertool.words import plural
+from adaptertool.words import natural, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -311,7 +311,7 @@ def _targeted_containers(
     stored = layers.modules if all(module in layers.modules for module in modules) else ()
     parts_of = [module.split(".") for module in (*modules, *stored)]
     holders = {".".join(parts[:end]) for parts in parts_of for end in range(1, len(parts))} - {*modules, *stored}
-    targeted = sorted((holder for holder in holders if targets.match(holder)), key=natural_order)
+    targeted = sorted((holder for holder in holders if targets.match(holder)), key=natural)
     if not targeted:
         return ()
     message = f"The config targets {targeted[0]}, which is no layer; PEFT raises when it attaches to it"

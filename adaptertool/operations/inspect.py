@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import UsageError
 from adaptertool.findings import Finding
+from adaptertool.merge.adapted import adapted_layers
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
@@ -64,6 +67,7 @@ class AdapterReport:
         base_revision: The revision of that.
         rank: The rank, for methods that have one.
         parameters: How many numbers were trained, each counted once; None for a method that this version does not know.
+        targets: How many layers hold tensors of the method, by the last part of their names; empty where they name no layers.
     """
 
     peft_type: str
@@ -72,6 +76,7 @@ class AdapterReport:
     base_revision: str | None
     rank: int | None
     parameters: int | None
+    targets: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,13 @@ def describe_adapter(adapter: Adapter) -> AdapterReport:
         base_revision=config.text_or_none("revision"),
         rank=method_of(config).rank(config),
         parameters=_parameters(adapter),
+        targets=_targets(adapter),
     )
+
+
+def _targets(adapter: Adapter) -> dict[str, int]:
+    layers = adapted_layers(adapter.weights.tensors.values(), method_of(adapter.config).prefixes)
+    return dict(Counter(layer.module.rpartition(".")[2] for layer in layers))
 
 
 def _parameters(adapter: Adapter) -> int | None:

@@ -295,8 +295,13 @@ def _check_dtypes(basis: Basis, stored: Mapping[str, str]) -> None:
 
     wrong = {dtype for kind, dtype in stored.items() if dtype != STORED_NAMES.get(basis.fixed.get(kind, ""), dtype)}
     cast = {dtype for kind, dtype in stored.items() if kind not in basis.fixed}
-    if len(cast) > 1 or not all(basis.chains(basis.generations[0], DTYPE_NAMES.get(dtype, "")) for dtype in cast):
+    if not all(basis.chains(basis.generations[0], DTYPE_NAMES.get(dtype, "")) for dtype in cast):
         wrong |= cast
+    if len(cast) > 1 and not wrong:
+        # Single layers that transformers keeps in float32, as T5 does in float16, are drawn through a cast of their own.
+        raise CannotDrawError(
+            f"projections of dtypes {' and '.join(sorted(cast))} are stored, which one recipe can't tell of"
+        )
     if wrong:
         raise CannotDrawError(f"projections of dtype {' and '.join(sorted(wrong))} are not what PEFT writes")
 

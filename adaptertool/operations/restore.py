@@ -110,7 +110,9 @@ def restore(
             recipe, shapes, digests = _what_to_draw(adapter, drawing, for_torch, base, dtype, token)
             drawing.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
             tensors += _drawn(drawing, recipe, shapes, digests)
-            result = replace(result, projections=replace(report, recipe=recipe, fingerprint=digests))
+            result = replace(
+                result, projections=replace(report, recipe=recipe, fingerprint=digests), hint=drawing.pair_alone
+            )
         tensors += brought_back(adapter, missing, base, token) if missing else []
     except CannotDrawError as error:
         hint = error.args[1] if len(error.args) > 1 else None

@@ -183,7 +183,7 @@ class Destination:
             )
             if adapter.folder.partial:
                 hint = "huggingface_hub is in offline mode: files of the repo that its cache lacks are missing there."
-                result = replace(result, hint=hint)
+                result = replace(result, hint=" ".join(filter(None, (result.hint, hint))))
         else:
             replace_in_place(adapter, change, progress.advance)
         where = str(self.output) if self.output is not None else adapter.folder.location

@@ -37,6 +37,7 @@ from adaptertool.operations.shared_copies import to_metadata
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
 from adaptertool.projection.loader import loader_for, parse_version
+from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Projections
     from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.projection.verify import Level
+
+KEEP = "Keep the file as it is."
 
 
 def slim(
@@ -113,7 +116,8 @@ def slim(
         proven, disproof = shapes_by_the_base(adapter, rule, base, token)
     if disproof is not None and not keep_one_copy:
         result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
-        return replace(result, hint=_one_copy_hint(adapter))
+        copied = rule is not None and any(one.copies for one in rule.stored(adapter.weights.tensors, adapter.config))
+        return replace(result, hint=_one_copy_hint(adapter) if copied else KEEP)
     copies = compare(adapter, base, token, progress) if base is not None else None
     plan = _plan(
         adapter,
@@ -192,7 +196,7 @@ def _plan(
     if not plan.removed:
         reason = "; ".join(copies.others.values()) if copies is not None else None
         if reason:
-            result = replace(plan.result, action="refused", reason=reason, hint="Keep the file as it is.")
+            result = replace(plan.result, action="refused", reason=reason, hint=KEEP)
             return replace(plan, result=result)
         return plan
     if plan.removed >= set(adapter.weights.tensors):
@@ -240,7 +244,7 @@ def _plan_projections(
     def planned(report: ProjectionReport) -> _Plan:
         found = replace(result, projections=report, findings=_findings(adapter, report, rule))
         if keep_one_copy or rule.trained:
-            return _plan_one_copy(adapter, report, found, force=force)
+            return _plan_one_copy(adapter, rule, report, found, force=force)
         if report.verdict != "regenerable" or report.recipe is None:
             return _refused(adapter, report, found)
         return _plan_strip(adapter, rule, report, found)
@@ -252,7 +256,9 @@ def _plan_projections(
     return planned(examined("full", progress))
 
 
-def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, *, force: bool) -> _Plan:
+def _plan_one_copy(
+    adapter: Adapter, rule: Projections, report: ProjectionReport, result: Rewrite, *, force: bool
+) -> _Plan:
     copies = {name for one in report.tensors for name in one.copies}
     if not copies:
         return _Plan(replace(result, reason="the file holds one copy of what layers share"))
@@ -263,7 +269,9 @@ def _plan_one_copy(adapter: Adapter, report: ProjectionReport, result: Rewrite, 
     metadata = adapter.weights.metadata
     if report.trained:
         metadata = {**(metadata or {"format": "pt"}), SHARED_COPIES_KEY: to_metadata(report.tensors, __version__)}
-    return _Plan(replace(result, action="kept-one-copy"), frozenset(copies), metadata)
+    pair = all(one.canonical == rule.canonical_name(one.kind) for one in report.tensors)
+    result = replace(result, action="kept-one-copy", hint=rule.pair_alone if pair else None)
+    return _Plan(result, frozenset(copies), metadata)
 
 
 def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, result: Rewrite) -> _Plan:
@@ -275,7 +283,7 @@ def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, r
         report.recipe,
         {
             one.kind: RemovedTensor(tensors[one.canonical].shape, tensors[one.canonical].dtype, digests[one.kind])
-            for one in report.tensors
+            for one in sorted(report.tensors, key=lambda one: natural(one.kind))
         },
         report.loads_with,
     )
@@ -323,7 +331,7 @@ def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Pl
         reason = report.reason or "the projections do not verify"
         hint = _one_copy_hint(adapter)
         if report.verdict == "copies-differ" or report.copies < 2:
-            hint = "Keep the file as it is."
+            hint = KEEP
     return _Plan(replace(result, action="refused", reason=reason, hint=hint))
 
 

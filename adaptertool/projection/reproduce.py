@@ -69,8 +69,8 @@ def why_not_reproduced(fingerprint: Fingerprint, basis: Basis, loader: Loader, *
     recipe = fingerprint.recipe
     if (basis.key, basis.name) != (recipe.key, recipe.basis):
         return (
-            f"the config draws a {basis.name} basis from seed {basis.key}, and the fingerprint is of a {recipe.basis} one "
-            f"from seed {recipe.key}"
+            f"the config draws another basis ({basis.name}, from seed {basis.key}) than the one that was stripped "
+            f"({recipe.basis}, from seed {recipe.key})"
         )
     if recipe.sampler is not None and not drawable(basis, recipe.generation):
         return f"no torch draws a {basis.name} basis in {recipe.generated_dtype} with the sampler {recipe.sampler}"

@@ -127,6 +127,7 @@ def adapter_block(adapter: AdapterReport) -> dict[str, Any]:
         "base_revision": adapter.base_revision,
         "rank": adapter.rank,
         "parameters": adapter.parameters,
+        "targets": dict(adapter.targets),
     }
 
 

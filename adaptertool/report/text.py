@@ -48,6 +48,9 @@ def inspection_text(result: Inspection) -> RenderableType:
     if result.target.revision:
         lines.append(f" at {result.target.revision[:12]}")
     lines.append("\n" + shortened(", ".join(facts)))
+    if adapter.targets:
+        layers = sum(adapter.targets.values())
+        lines.append(f"\n{plural(layers, 'layer')}: " + shortened(", ".join(adapter.targets), 300))
     if adapter.base_model:
         lines.append("\nbase model " + shortened(adapter.base_model))
     lines.append(

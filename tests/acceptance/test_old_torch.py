@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -154,3 +155,22 @@ def test_a_sparse_basis_is_regenerable_by_any_torch(tmp_path: Path, run: Run) ->
 def test_a_sparse_basis_that_was_cast_says_which_base_it_needs(run: Run) -> None:
     found = run("inspect", SPARSE.folder, "--format", "json").document["projections"]
     assert "The base model loaded in bfloat16." in found["loads_with"]
+
+
+def test_what_other_loaders_make_of_the_pair_is_said(tmp_path: Path, run: Run) -> None:
+    """transformers' own loader looks for projections under the layers, where slim and restore leave none."""
+    old = DENSE[1]
+
+    def loaded(folder: Path) -> torch.Tensor:
+        model: Any = AutoModelForCausalLM.from_pretrained(FIXTURES / old.base, dtype=getattr(torch, old.dtype))
+        model.load_adapter(str(folder))
+        with torch.no_grad():
+            logits: torch.Tensor = model.eval()(torch.arange(8)[None]).logits
+        return logits
+
+    one_copy = run("slim", old.folder, "--keep-one-copy", "-o", tmp_path / "one", "--format", "json").document
+    assert not torch.equal(loaded(tmp_path / "one"), loaded(old.folder))
+    assert "load it with PeftModel" in one_copy["hint"]
+    run("slim", old.folder, "--for-torch", "2.11", "-o", tmp_path / "slim")
+    restored = run("restore", tmp_path / "slim", "-o", tmp_path / "restored", "--format", "json").document
+    assert "load it with PeftModel" in restored["hint"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +55,10 @@ NOT_TRAINED = {
 """Tensors that PEFT does not train, by the last part of their name that is telling, and their role."""
 
 
+BEYOND_THE_TARGETS = ("ADAPTION_PROMPT", "TRAINABLE_TOKENS")
+"""Types that train layers which PEFT does not list as targeted: whole attentions, and heads that are tied."""
+
+
 def roles(folder: Path) -> dict[str, str]:
     return dict(roles_of(open_adapter(open_target(folder))))
 
@@ -77,6 +82,9 @@ def test_roles_and_parameters(peft_type: str, family: str, tmp_path: Path) -> No
         else sum(parameter.numel() for parameter in trainable(written.model).values())
     )
     assert result.adapter.parameters == expected
+    if peft_type not in BEYOND_THE_TARGETS:
+        targeted = getattr(written.model.base_model, "targeted_module_names", ())
+        assert result.adapter.targets == Counter(name.rpartition(".")[2] for name in targeted)
 
     for name, role in roles(tmp_path).items():
         due = [role for part, role in NOT_TRAINED.get(peft_type, {}).items() if part in name.split(".")]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptertool.words import collapsed, plural, printable, shortened, size
+from adaptertool.words import collapsed, natural, plural, printable, shortened, size
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,8 @@ def test_ranges_name_every_layer_and_no_other(layers: list[int]) -> None:
         first, _, last = part.partition("..")
         named |= set(range(int(first), int(last or first) + 1))
     assert named == set(layers)
+
+
+def test_numbers_in_names_count() -> None:
+    names = ["layers.0.q", "layers.2.q", "layers.10.q", f"layers.{'9' * 5000}.q", "norm"]
+    assert sorted([*names[2:], *names[:2]], key=natural) == names
