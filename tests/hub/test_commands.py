@@ -12,6 +12,8 @@ from adaptertool.checkpoint.hub import file
 from adaptertool.cli import main
 from tests.hub.conftest import files_of, many_tensors
 from tests.hub.server import Plain
+from tests.methods.rewriting import assert_same_bytes
+from tests.methods.written import base, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +158,18 @@ def test_what_can_not_be_pushed_is_refused_before_any_work(
     assert len(hub.requests("storage")) == 1
 
 
+def test_copies_of_trained_tensors_go_and_come_back(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("org/lily", files_of(write(tmp_path / "adapter", "LILY", stride_A=2).folder))
+    code, document = run(capsys, "slim", "org/lily", "-o", str(tmp_path / "slim"))
+    assert (code, document["action"]) == (0, "kept-one-copy")
+    hub.add("org/slim", files_of(tmp_path / "slim"))
+    code, document = run(capsys, "restore", "org/slim", "-o", str(tmp_path / "restored"))
+    assert (code, document["action"]) == (0, "restored")
+    assert_same_bytes(tmp_path / "restored", tmp_path / "adapter")
+
+
 def test_nothing_to_do_opens_no_pull_request(
     hub: HubServer, repo: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,8 +212,6 @@ def test_a_base_on_the_hub_is_compared_by_range(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A copy of its embedding goes, and comes back, with nothing else of the base read than its headers and that tensor."""
-    from tests.methods.rewriting import assert_same_bytes
-    from tests.methods.written import base, write
 
     adapter, model = tmp_path / "adapter", tmp_path / "base"
     write(adapter, "LORA", target_modules=["embed_tokens", "q_proj"])
@@ -221,7 +233,6 @@ def test_a_base_on_the_hub_is_compared_by_range(
 def test_a_base_that_is_damaged_on_its_way_is_no_other_base(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.methods.written import base, write
 
     monkeypatch.setattr(file, "PREFETCH", 1 << 10)
     adapter, model = tmp_path / "adapter", tmp_path / "base"
