@@ -6,7 +6,7 @@ merge.
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule, low_rank, not_into_mamba
+from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule, low_rank, made_of, not_into_mamba
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.replication import base_module, hazard
 
@@ -15,6 +15,8 @@ ADALORA = PlainMethod(
     "lora_",
     "init_r",
     merge=MergeRule(
+        made=made_of("lora_A", "lora_B", "lora_E"),
+        lengths=(("lora_A", 0, "init_r"), ("lora_B", 1, "init_r")),
         kinds=LINEAR | CONV1D | CONV,
         hazard=hazard,
         base_module=base_module,

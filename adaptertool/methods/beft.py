@@ -22,6 +22,7 @@ BEFT = PlainMethod(
         ),
         kinds=LINEAR,
         made=lambda *_: ("beft_bias",),
+        zeros=frozenset(("beft_bias",)),
         starts_at_zero=lambda config: config.get("init_weights", True) is True,
     ),
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, whole
-from adaptertool.methods.merging import MergeRule, Sized
+from adaptertool.methods.merging import MergeRule, Sized, made_of
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -125,6 +125,10 @@ FROD = PlainMethod(
     "FROD",
     "frod_",
     projections=FrodProjections(),
-    merge=MergeRule(fits=Sized(into=("frod_lambda_l", (0,)))),
+    merge=MergeRule(
+        made=made_of("frod_lambda_l", "frod_lambda_s_values"),
+        shared=lambda config: ("frod_",) if config.get("save_projection", True) else (),
+        fits=Sized(into=("frod_lambda_l", (0,))),
+    ),
     of_the_base=(OfTheBase(r"base_model\.frod_V\..*", "A basis for each category of layers", DECOMPOSITION),),
 )

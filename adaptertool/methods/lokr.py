@@ -30,4 +30,20 @@ def _sides(tensors: Mapping[str, TensorInfo], factor: str) -> tuple[int, int] | 
     return left.shape[0], right.shape[1]
 
 
-LOKR = PlainMethod("LOKR", "lokr_", "r", merge=MergeRule(kinds=LINEAR | CONV, fits=_fits))
+def _made(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Each factor whole, or as the two factors of a product."""
+    names: list[str] = []
+    for factor in ("lokr_w1", "lokr_w2"):
+        halves = f"{factor}_a", f"{factor}_b"
+        names += halves if any(half in tensors for half in halves) else (factor,)
+    return tuple(names)
+
+
+LOKR = PlainMethod(
+    "LOKR",
+    "lokr_",
+    "r",
+    merge=MergeRule(
+        made=_made, lengths=(("lokr_w1_a", 1, "r"), ("lokr_w2_a", 1, "r")), kinds=LINEAR | CONV, fits=_fits
+    ),
+)

@@ -214,6 +214,7 @@ LORA = PlainMethod(
         made=_made,
         unmade=_unmade,
         starts_at_zero=lambda config: config.get("init_lora_weights", True) in (True, "gaussian", "eva", "lora_ga"),
+        zeros=frozenset(("lora_B.weight", "lora_B.bias", "lora_embedding_A")),
         product=_product,
         refuses=not_into_mamba,
         refuses_parameters=_refuses_parameters,

@@ -140,6 +140,10 @@ class MergeRule:
             lacks stays as it was made, and one of the other names that `unmade` lists is left out.
         unmade: Tensors that a file may hold and this config makes no place for.
         starts_at_zero: Whether an update that PEFT makes and nobody trained is zero under this config.
+        zeros: The tensors of which that is so because PEFT makes them as zeros: the others are drawn.
+        shared: What the names of tensors begin with that all layers share and PEFT takes from the file under this config,
+            right under `base_model.`.
+        lengths: Dimensions that a config field decides: a tensor's name in the module, its axis, and the field.
         undecided: What no file tells and decides whether a merge that raises nothing is right, as a sentence; None where
             nothing is open.
         product: The layer's update, where it is a product of two tensors.
@@ -168,6 +172,9 @@ class MergeRule:
     made: Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Collection[str]] = lambda *_: ()
     unmade: Callable[[Mapping[str, Any]], Collection[str]] = lambda _: ()
     starts_at_zero: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    zeros: frozenset[str] = frozenset()
+    shared: Callable[[Mapping[str, Any]], Collection[str]] = lambda _: ()
+    lengths: tuple[tuple[str, int, str], ...] = ()
     undecided: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
     normalised: tuple[str, ...] = ()
@@ -202,6 +209,35 @@ def not_into_mamba(model_type: str | None, module: str) -> str | None:
 
 
 _MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+
+
+def made_of(*names: str) -> Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Collection[str]]:
+    """See `MergeRule.made`: the same tensors for every layer.
+
+    Args:
+        names: Theirs in the module.
+    """
+    return lambda *_: names
+
+
+def wrong_length(rule: MergeRule, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
+    """Why PEFT does not load a layer's tensors: a dimension is another than the config says (`MergeRule.lengths`).
+
+    Args:
+        rule: The method's.
+        config: The adapter's. Where it has patterns for single layers, nothing is said.
+        tensors: By their name in the module.
+    """
+    if config.get("rank_pattern"):
+        return None
+    for name, axis, field in rule.lengths:
+        due, shape = config.get(field), tensors[name].shape if name in tensors else ()
+        if type(due) is not int or due == 0 or len(shape) <= axis or config.get(f"{field}_pattern"):
+            continue
+        if shape[axis] != due:
+            return f"the adapter's {name} is {list(shape)}, and its config says {due} for {field}: PEFT raises a size mismatch"
+    return None
+
 
 INTO_WEIGHTS = MergeRule()
 """The rule of most methods."""

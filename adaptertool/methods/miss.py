@@ -21,4 +21,9 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return (block.shape[0] * block.shape[1] if len(block.shape) == 3 else block.shape[-1]) == out_features
 
 
-MISS = PlainMethod("MISS", "miss_", "r", merge=MergeRule(kinds=LINEAR, quantised=BACKENDS, fits=_fits))
+MISS = PlainMethod(
+    "MISS",
+    "miss_",
+    "r",
+    merge=MergeRule(lengths=(("miss_block", 0, "r"),), kinds=LINEAR, quantised=BACKENDS, fits=_fits),
+)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
-from adaptertool.methods.merging import MergeRule, not_into_mamba
+from adaptertool.methods.merging import MergeRule, made_of, not_into_mamba
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.projection.stored import Stored
 
@@ -199,5 +199,10 @@ RANDLORA = PlainMethod(
     default_rank=_DEFAULT_RANK,
     projections=RandLoraProjections(),
     # Its layers for bitsandbytes multiply the bases in the wrong order: the merge raises, or adds something else.
-    merge=MergeRule(fits=_fits, refuses=not_into_mamba),
+    merge=MergeRule(
+        made=made_of("randlora_lambda", "randlora_gamma"),
+        lengths=(("randlora_lambda", 0, "r"),),
+        fits=_fits,
+        refuses=not_into_mamba,
+    ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import BITSANDBYTES, LINEAR, MergeRule
+from adaptertool.methods.merging import BITSANDBYTES, LINEAR, MergeRule, made_of
 from adaptertool.methods.plain import PlainMethod
 
 if TYPE_CHECKING:
@@ -20,4 +20,8 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return theta is None or theta.numel == angles.get(str(config.get("variant", "road_1")), theta.numel)
 
 
-ROAD = PlainMethod("ROAD", "road_", merge=MergeRule(kinds=LINEAR, quantised=BITSANDBYTES, fits=_fits))
+ROAD = PlainMethod(
+    "ROAD",
+    "road_",
+    merge=MergeRule(made=made_of("road_theta", "road_alpha"), kinds=LINEAR, quantised=BITSANDBYTES, fits=_fits),
+)

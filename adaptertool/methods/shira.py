@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections, layout_entry, whole
-from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule
+from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule, made_of
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -157,5 +157,5 @@ SHIRA = PlainMethod(
     "shira_",
     "r",
     projections=ShiraProjections(),
-    merge=MergeRule(kinds=LINEAR, quantised=BACKENDS, fits=_fits),
+    merge=MergeRule(made=made_of("shira_weight"), kinds=LINEAR, quantised=BACKENDS, fits=_fits),
 )

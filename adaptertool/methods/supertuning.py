@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import LINEAR, MergeRule, low_rank
+from adaptertool.methods.merging import LINEAR, MergeRule, low_rank, made_of
 from adaptertool.methods.plain import OfTheBase, PlainMethod
 
 SUPERTUNING = PlainMethod(
     "SUPERTUNING",
     "supertuning_",
     "r",
-    merge=MergeRule(kinds=LINEAR, fits=low_rank("supertuning_lora_B.weight", "supertuning_lora_A.weight")),
+    merge=MergeRule(
+        made=made_of("supertuning_lora_A.weight", "supertuning_lora_B.weight", "supertuning_values"),
+        lengths=(("supertuning_lora_A.weight", 0, "r"),),
+        kinds=LINEAR,
+        fits=low_rank("supertuning_lora_B.weight", "supertuning_lora_A.weight"),
+    ),
     of_the_base=(
         OfTheBase(
             r".*\.supertuning_indices",

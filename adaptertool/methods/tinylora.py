@@ -131,6 +131,11 @@ TINYLORA = PlainMethod(
     "tinylora_",
     "r",
     projections=TinyLoraProjections(),
-    merge=MergeRule(kinds=LINEAR | CONV1D | EMBEDDING, scaled=False, fits=low_rank("tinylora_B", "tinylora_A")),
+    merge=MergeRule(
+        shared=lambda _: ("tinylora_v",),
+        kinds=LINEAR | CONV1D | EMBEDDING,
+        scaled=False,
+        fits=low_rank("tinylora_B", "tinylora_A"),
+    ),
     of_the_base=(OfTheBase(r".*\.tinylora_[AB]", "Singular vectors of each layer", DECOMPOSITION),),
 )

@@ -127,5 +127,10 @@ UNILORA = PlainMethod(
     "unilora_",
     "r",
     projections=UniLoraProjections(),
-    merge=MergeRule(own_tensors=False, fits=low_rank("unilora_indices_B", "unilora_indices_A")),
+    merge=MergeRule(
+        shared=lambda _: ("unilora_theta_d",),
+        lengths=(("unilora_indices_A", 0, "r"),),
+        own_tensors=False,
+        fits=low_rank("unilora_indices_B", "unilora_indices_A"),
+    ),
 )

@@ -38,4 +38,19 @@ class VbLora(PlainMethod):
         return super().trained(tensor, config)
 
 
-VBLORA = VbLora("VBLORA", "vblora_", "r", merge=MergeRule(fits=_fits))
+def _made(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """With `save_only_topk_weights` others stand in their place."""
+    return () if any("_topk_" in name for name in tensors) else ("vblora_logits_A", "vblora_logits_B")
+
+
+VBLORA = VbLora(
+    "VBLORA",
+    "vblora_",
+    "r",
+    merge=MergeRule(
+        made=_made,
+        shared=lambda _: ("vblora_vector_bank",),
+        lengths=(("vblora_logits_A", 0, "r"), ("vblora_logits_A", 2, "num_vectors")),
+        fits=_fits,
+    ),
+)

@@ -9,12 +9,12 @@ the same under the prefix `pvera_`, with 2r rows in A and 2r numbers in lambda_d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
-from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, MergeRule, Sized
+from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, MergeRule, Sized, made_of
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 from adaptertool.projection.stored import Stored
@@ -157,17 +157,34 @@ def _sized(prefix: str) -> Sized:
     return Sized(out=(f"{prefix}_lambda_b", (0,)))
 
 
+def _stored(prefix: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+    """Where the config says that they are in the file, PEFT raises if they are not."""
+    return lambda config: (f"{prefix}_A", f"{prefix}_B") if config.get("save_projection", True) else ()
+
+
 VERA = PlainMethod(
     "VERA",
     "vera_lambda_",
     "r",
     projections=VeraProjections("vera", rows=1),
-    merge=MergeRule(quantised=BACKENDS, fits=_sized("vera")),
+    merge=MergeRule(
+        quantised=BACKENDS,
+        fits=_sized("vera"),
+        made=made_of("vera_lambda_b", "vera_lambda_d"),
+        shared=_stored("vera"),
+        lengths=(("vera_lambda_d", 0, "r"),),
+    ),
 )
 PVERA = PlainMethod(
     "PVERA",
     "pvera_lambda_",
     "r",
     projections=VeraProjections("pvera", rows=2),
-    merge=MergeRule(quantised=BITSANDBYTES, hazard=_sampled, fits=_sized("pvera")),
+    merge=MergeRule(
+        quantised=BITSANDBYTES,
+        hazard=_sampled,
+        fits=_sized("pvera"),
+        made=made_of("pvera_lambda_b", "pvera_lambda_d"),
+        shared=_stored("pvera"),
+    ),
 )

@@ -26,6 +26,7 @@ from adaptertool.merge.tokens import is_token_layer, trained_tokens, without_cop
 from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
+from adaptertool.methods.merging import wrong_length
 from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
 from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.operations.result import Result
@@ -241,16 +242,26 @@ def _with_open_questions(
 ) -> tuple[LayerResult, ...]:
     """The results, with what can't be told of updates that the file does not hold."""
     checked = list(results)
-    if not rule.starts_at_zero(adapter.config.fields):
+    zero = rule.starts_at_zero(adapter.config.fields)
+    held = {layer.module: layer.tensors for layer in attached.layers}
+    drawn = {
+        module
+        for module, names in attached.lacking.items()
+        if not zero or (held[module] and not rule.zeros.issuperset(names))
+    }
+    reason = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
+    checked = [
+        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
+        for one in checked
+    ]
+    shared = [name for name in adapter.weights.tensors if name.startswith("base_model.")]
+    wanted = rule.shared(adapter.config.fields)
+    absent = [name for name in wanted if not any(one.startswith(f"base_model.{name}") for one in shared)]
+    if absent:
         reason = (
-            "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
+            f"the adapter's file lacks {absent[0]}, which all layers share: PEFT raises, or makes it anew, untrained"
         )
-        checked = [
-            replace(one, status="unknown", reason=reason)
-            if one.status == "ok" and one.module in attached.lacking
-            else one
-            for one in checked
-        ]
+        checked = [replace(one, status="unknown", reason=reason) if one.status == "ok" else one for one in checked]
     if (why := rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)) is not None:
         checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (
@@ -406,7 +417,7 @@ def _ask(
         refused = rule.refuses_parameters(fields) or targets.conflict(adapted.module, live or layers.code.layer(module))
     if refused is not None:
         return replace(layer, status="blocked", code="ADP207", reason=refused)
-    misfit = rule.misfit(fields, adapted.module, adapted.tensors)
+    misfit = rule.misfit(fields, adapted.module, adapted.tensors) or wrong_length(rule, fields, adapted.tensors)
     return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
 
 
