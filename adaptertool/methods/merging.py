@@ -225,10 +225,10 @@ def wrong_length(rule: MergeRule, config: Mapping[str, Any], tensors: Mapping[st
 
     Args:
         rule: The method's.
-        config: The adapter's. Where it has patterns for single layers, nothing is said.
+        config: The adapter's. Where the lengths of single layers follow patterns or the layers' sizes, nothing is said.
         tensors: By their name in the module.
     """
-    if config.get("rank_pattern"):
+    if config.get("rank_pattern") or config.get("proportional_parameters"):
         return None
     for name, axis, field in rule.lengths:
         due, shape = config.get(field), tensors[name].shape if name in tensors else ()

@@ -21,9 +21,16 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_feat
     return (block.shape[0] * block.shape[1] if len(block.shape) == 3 else block.shape[-1]) == out_features
 
 
+def _misfit(config: Mapping[str, Any], _: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+    block, rank = tensors.get("miss_block"), config.get("r")
+    if block is None or type(rank) is not int or block.shape[-1 if len(block.shape) == 3 else 0] == rank:
+        return None
+    return f"the adapter's miss_block is {list(block.shape)}, and its config says {rank} for r: PEFT raises a size mismatch"
+
+
 MISS = PlainMethod(
     "MISS",
     "miss_",
     "r",
-    merge=MergeRule(lengths=(("miss_block", 0, "r"),), kinds=LINEAR, quantised=BACKENDS, fits=_fits),
+    merge=MergeRule(misfit=_misfit, kinds=LINEAR, quantised=BACKENDS, fits=_fits),
 )
