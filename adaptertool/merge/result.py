@@ -55,6 +55,8 @@ class BaseReport:
         requests: HTTP requests made; None on disk.
         bytes_read: Bytes read.
         model_type: As its config says.
+        biases_read: Of how many biases the values were read.
+        weights_read: The same of weights.
     """
 
     location: str
@@ -64,6 +66,8 @@ class BaseReport:
     requests: int | None
     bytes_read: int
     model_type: str | None
+    biases_read: int = 0
+    weights_read: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Trial:
         dtypes: The dtypes in which biases were added.
         changes: Whether a layer was seen whose update is not zero, or could not be looked at.
         not_examined: What was not looked at, and so is taken to be in order; a sentence each.
+        biases_read: Of how many biases of the base the values were read.
+        weights_read: The same of weights.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Trial:
         self.dtypes: set[str] = set()
         self.changes = False
         self.not_examined: list[str] = []
+        self.biases_read = 0
+        self.weights_read = 0
         self._shared: tuple[str, float] | None = None
         self._weights: dict[str, bytes] = {}
         self._biases_unread = False
@@ -103,6 +107,7 @@ class Trial:
             if layer.status == "ok" and update is not None and layer.bias is not None
         ]
         biases = self._read_biases(wanted, blocked=any(layer.status == "blocked" for _, layer, _ in checked))
+        self.biases_read, self.weights_read = len(biases), len(self._weights)
         results = tuple(self._try(adapted, layer, update, biases) for adapted, layer, update in checked)
         self._sum_up(checked)
         return results

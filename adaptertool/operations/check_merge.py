@@ -217,6 +217,8 @@ def check_merge(
             folder.requests,
             folder.bytes_read,
             code.model_type,
+            trial.biases_read,
+            trial.weights_read,
         ),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,

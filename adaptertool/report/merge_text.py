@@ -58,7 +58,13 @@ def _head(report: MergeReport) -> Text:
     text.append("\n" + shortened(", ".join(facts)), style="not bold")
     if report.base is not None:
         base = report.base
-        how = "its headers" if base.source == "headers" else "its headers and the model, built without weights"
+        sources = [
+            "its headers",
+            *([plural(base.biases_read, "bias", "biases")] if base.biases_read else []),
+            *([plural(base.weights_read, "weight")] if base.weights_read else []),
+            *(["the model, built without weights"] if base.source == "model" else []),
+        ]
+        how = " and ".join([", ".join(sources[:-1]), sources[-1]] if len(sources) > 1 else sources)
         text.append("\nbase model " + shortened(base.location), style="not bold")
         if base.revision:
             text.append(f" at {base.revision[:12]}", style="not bold")
