@@ -112,6 +112,18 @@ class AdapterConfig:
         return body + comma + entry + gap + self.text[close:]
 
 
+def version_numbers(version: str | None) -> tuple[int, ...]:
+    """Those of a version of PEFT such as `0.21.2` or `0.22.0.dev0`, to be compared; empty where there is none.
+
+    Configs name one since PEFT 0.18.
+    """
+    parts = (version or "").split(".")[:3]
+    return tuple(int(part) for part in parts if part.isdecimal() and len(part) < _MOST_DIGITS)
+
+
+_MOST_DIGITS = 9
+
+
 def read_config(folder: Folder) -> AdapterConfig:
     """Read the adapter's config.
 

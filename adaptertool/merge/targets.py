@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool import patterns
+from adaptertool.checkpoint.config import version_numbers
 from adaptertool.errors import CorruptError
 from adaptertool.methods.base import ALL_LINEAR
 
@@ -235,20 +236,12 @@ def unknown_settings(config: AdapterConfig) -> str | None:
     """
     table = _table()
     known = table["settings"].get(config.peft_type)
-    if known is None or not _numbers(config.text_or_none("peft_version") or "") > _numbers(table["peft"]):
+    if known is None or version_numbers(config.text_or_none("peft_version")) <= version_numbers(table["peft"]):
         return None
     unknown = [name for name, value in config.fields.items() if value and name not in known]
     if not unknown:
         return None
     return f"its config asks for {unknown[0]}, which PEFT {table['peft']} does not know: what a newer one merges can't be told"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")[:3]
-    return tuple(int(part) if part.isdecimal() and len(part) < _DIGITS else 0 for part in parts)
-
-
-_DIGITS = 9
 
 
 @cache

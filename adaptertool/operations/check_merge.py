@@ -26,6 +26,7 @@ from adaptertool.merge.tokens import is_token_layer, trained_tokens, without_cop
 from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
+from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.methods.merging import wrong_length
 from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
 from adaptertool.operations.inspect import describe_adapter, describe_target
@@ -227,6 +228,7 @@ def check_merge(
             *_findings(everything, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
             *_targeted_containers(attached, rule, targets, layers),
+            *_lost_biases(opened, base_model, results),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
             *broken_beside(opened, load, math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES),
         ),
@@ -237,6 +239,19 @@ def check_merge(
     if report.verdict != "not-mergeable":
         base_model.check_complete()
     return report
+
+
+def _lost_biases(adapter: Adapter, base: Base, results: Sequence[LayerResult]) -> tuple[Finding, ...]:
+    """Biases that were trained and are not in the file, where the base is known to have such."""
+    lost = lost_biases(adapter.config, method_of(adapter.config), adapter.weights.tensors)
+    there = (
+        any(name.endswith(".bias") for name in base.files) if lost == "all" else any(one.has_bias for one in results)
+    )
+    if lost is None or not there:
+        return ()
+    words = words_about(adapter.config, lost)
+    message = f"{words[:1].upper()}{words[1:]}: the merged model has the base's own in their place"
+    return (Finding(HAZARD, message, fix="Find a checkpoint of the training run that holds them."),)
 
 
 def _with_open_questions(

@@ -17,6 +17,7 @@ from adaptertool.findings import Finding
 from adaptertool.merge.adapted import adapted_layers
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
+from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
 from adaptertool.operations.result import Result
 from adaptertool.progress import SILENT, Progress
@@ -182,13 +183,19 @@ def examine_adapter(
 
         findings += finding_about(adapter)
     if (why := method_of(adapter.config).loads_otherwise(adapter.config)) is not None:
-        fix = "compare outputs with ones from the training run"
-        findings.append(Finding("ADP305", f"{why[:1].upper()}{why[1:]}.", fix=fix))
+        findings.append(Finding("ADP305", f"{why}.", fix=_COMPARE))
+    if (lost := lost_biases(adapter.config, method_of(adapter.config), adapter.weights.tensors)) is not None:
+        words = words_about(adapter.config, lost)
+        message = f"If the base has biases there: {words}. PEFT loads the base's own in their place."
+        findings.append(Finding("ADP305", message, fix=_COMPARE))
     findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":
         message = f"{adapter.weights_name} is a pickle; loading one can run code. It was opened without running any."
         findings.append(Finding("ADP302", message, fix="save the adapter again as safetensors"))
     return report, findings
+
+
+_COMPARE = "compare outputs with ones from the training run"
 
 
 def _originals(report: ProjectionReport | None) -> dict[str, str]:

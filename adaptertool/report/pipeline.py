@@ -155,6 +155,8 @@ def summary_of(report: MergeReport) -> str:
     total = len(report.layers)
     if not total:
         return report.findings[0].message if report.findings else report.note or "no layers"
+    if report.verdict == "lossy" and all(layer.status == "ok" for layer in report.layers):
+        return "the merge raises nothing, and what comes out is something else"
     words: dict[Status, str] = {
         "blocked": "can't be merged into",
         "lossy": "lose by merging",

@@ -263,3 +263,35 @@ def test_what_a_newer_peft_knows_is_open(settings: dict[str, Any], verdict: str,
             written.loaded(written.folder)
     elif verdict == "unknown":
         assert "use_the_latest" in (report.layers[0].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "bias", "family", "lost"),
+    [
+        ("LORA", "lora_only", "opt", True),
+        ("LORA", "lora_only", "llama", False),
+        ("LORA", "all", "opt", False),
+        ("VERA", "all", "opt", True),
+        ("VERA", "vera_only", "qwen2", True),
+        ("OFT", "oft_only", "opt", True),
+    ],
+)
+def test_biases_that_older_versions_did_not_save(
+    peft_type: str, bias: str, family: str, lost: bool, tmp_path: Path
+) -> None:
+    """What PEFT 0.19.1 and 0.20.0 wrote held none of them; 0.21.0 and newer keep them all."""
+    written = write(tmp_path / "adapter", peft_type, family, bias=bias)
+    base(family).save_pretrained(tmp_path / "base")
+    assert adaptertool.check_merge(written.folder, tmp_path / "base").verdict == "mergeable"
+    assert "ADP305" not in [one.code for one in adaptertool.inspect(written.folder).findings]
+
+    weights, config = written.folder / "adapter_model.safetensors", written.folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "peft_version": "0.20.0"}))
+    if (peft_type, bias) != ("LORA", "all"):
+        kept = {name: one for name, one in load_file(weights).items() if not name.endswith(".bias")}
+        save_file(kept, weights, {"format": "pt"})
+    assert torch.equal(logits(written.loaded(written.folder)), written.logits) is not lost
+    report = adaptertool.check_merge(written.folder, tmp_path / "base")
+    assert report.verdict == ("lossy" if lost else "mergeable")
+    assert [one.code for one in report.findings] == (["ADP209"] if lost else [])
+    assert ("ADP305" in [one.code for one in adaptertool.inspect(written.folder).findings]) == (bias != "all" or lost)
