@@ -315,9 +315,9 @@ _CODES = (
         "warning",
         "What PEFT draws, computes from the base or takes from it when it loads this adapter is not what it was in training.",
         "PiSSA, CorDA and LoRA-GA move a part of each base weight into the adapter. At loading, pissa_niter_… finds another "
-        "part, with random numbers; LoRA-GA takes none out; CorDA raises. AdaMSS up to PEFT 0.19 groups the rows of each "
-        "weight by random numbers that it does not keep, and PEFT up to 0.20 did not save most trained biases. The adapter "
-        "then computes something else than it was trained to, merged or not, mostly without an error.",
+        "part, with random numbers; LoRA-GA takes none out; CorDA raises. AdaMSS and PSOFT's fast decomposition used random "
+        "numbers without a seed up to PEFT 0.19, and up to 0.20 most trained biases were not saved. The adapter then computes "
+        "something else than it was trained to, merged or not, mostly without an error.",
         "Compare outputs with ones from the training run. There, a LoRA can be saved again with "
         "path_initial_model_for_weight_conversion; or the changed base can be saved beside it, onto which it loads with "
         "init_lora_weights set to true.",

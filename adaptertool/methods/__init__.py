@@ -35,6 +35,7 @@ _FILES: Mapping[str, str] = {
     "OFT": "oft",
     "PREFIX_TUNING": "prompt_learning",
     "PROMPT_TUNING": "prompt_learning",
+    "PSOFT": "psoft",
     "PVERA": "vera",
     "P_TUNING": "prompt_learning",
     "RANDLORA": "randlora",

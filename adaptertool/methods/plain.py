@@ -277,16 +277,6 @@ PLAIN_METHODS = (
         ),
     ),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
-    PlainMethod(
-        "PSOFT",
-        "psoft_",
-        "r",
-        merge=MergeRule(
-            made=made_of("psoft_R.weight"),
-            lengths=(("psoft_R.vector_a", 0, "r"), ("psoft_R.vector_b", 0, "r")),
-            kinds=LINEAR,
-        ),
-    ),
     PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
     PlainMethod("WAVEFT", "waveft_", merge=MergeRule(lengths=(("waveft_spectrum", 0, "n_frequency"),))),
 )

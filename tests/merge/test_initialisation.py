@@ -207,10 +207,12 @@ def test_a_layer_with_fewer_outputs_than_the_rank(init: Any, stored: int, tmp_pa
     assert report.verdict == ("mergeable" if merges else "not-mergeable")
 
 
-@pytest.mark.skipif("llama" in CANNOT_ATTACH["ADAMSS"], reason="scikit-learn is not installed")
-def test_clusters_of_an_older_peft_are_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("peft_type", "arguments"), [("ADAMSS", {}), ("PSOFT", {"psoft_svd": "lowrank"})])
+def test_what_an_older_peft_did_not_seed_is_lost(peft_type: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     """PEFT 0.20 brought the seed into the config; what 0.19.1 wrote, each version loaded to other outputs."""
-    written = write(tmp_path / "adapter", "ADAMSS")
+    if "llama" in CANNOT_ATTACH.get(peft_type, ()):
+        pytest.skip("scikit-learn is not installed")
+    written = write(tmp_path / "adapter", peft_type, **arguments)
     base("llama").save_pretrained(tmp_path / "base")
     assert not adaptertool.inspect(written.folder).findings
     assert adaptertool.check_merge(written.folder, tmp_path / "base").verdict == "mergeable"

@@ -217,7 +217,10 @@ class Settings:
         self._shrinks: dict[type[PreTrainedModel], bool] = {}
         own = [f"{prefix}tie_word_embeddings" for prefix, _ in sub_configs(config)] + [*TIE_FIELDS]
         # A class asks its config for the field whether or not the config's class has it.
-        self._known = {"tie_word_embeddings", *(field for field in own if self._value(self._default, field) is not None)}
+        self._known = {
+            "tie_word_embeddings",
+            *(field for field in own if self._value(self._default, field) is not None),
+        }
         self.fields = [field for field in own if self._matters(field)]
 
     @staticmethod
