@@ -19,7 +19,7 @@ from adaptertool.errors import CorruptError
 from adaptertool.methods.base import ALL_LINEAR
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.merge.flags import CodeLayer
@@ -58,6 +58,10 @@ class Targets:
             targets = default_targets(config.peft_type, model_type)
         self.modules = targets
         self.parameters = (parameters,) if isinstance(parameters, str) else parameters or ()
+        self.refused: str | None = None
+        self._fused = _table()["fused"].get(model_type) if config.peft_type == "LORA" else None
+        if self._fused is not None and isinstance(targets, tuple):
+            self._convert(targets)
         self._excluded = self._names(fields, "exclude_modules") or ()
         saved = self._names(fields, "modules_to_save") or ()
         self._saved = (saved,) if isinstance(saved, str) else saved
@@ -74,6 +78,63 @@ class Targets:
     def all_linear(self) -> bool:
         """Whether the config has the shorthand for every linear layer but the head."""
         return isinstance(self.modules, str) and self.modules.lower() == ALL_LINEAR
+
+    @property
+    def open(self) -> bool:
+        """Whether PEFT takes the config's pattern for a list of names, which only the model itself gives: see `resolve`."""
+        return self._fused is not None and isinstance(self.modules, str)
+
+    def resolve(self, layers: Mapping[str, CodeLayer], containers: Iterable[str]) -> None:
+        """Make of a pattern what PEFT makes of it where transformers 5 has fused experts.
+
+        Of every path that it matches the last name becomes a target, wherever else in the model that name is
+        (`_resolve_string_target_modules` in `peft/utils/transformers_weight_conversion.py`, read at 0.21.2).
+
+        Args:
+            layers: Those of the model, by module path, with their parameters.
+            containers: Its other modules.
+        """
+        if not self.open or self._fused is None:
+            return
+        fused: Mapping[str, str] = self._fused["parameters"]
+        if self.all_linear:
+            found = {path.rpartition(".")[2] for path, layer in layers.items() if self._is_linear(path, layer)} | {
+                *fused
+            }
+        else:
+            parameters = [f"{path}.{name}" for path, layer in layers.items() for name in layer.parameters or ()]
+            keys = [*layers, *containers, *parameters]
+            found = {key.rpartition(".")[2] for key in keys if self._is_named(key, None)}
+            holders = [parameter.rpartition(".") for parameter in parameters]
+            found |= {
+                old
+                for old, new in fused.items()
+                if any(name == new and self._is_named(f"{holder}.{old}", None) for holder, _, name in holders)
+            }
+        if found:
+            self._convert(tuple(sorted(found)))
+        # A pattern that matches nothing stays as it is, and PEFT raises.
+        self._fused = None
+
+    def _convert(self, targets: tuple[str, ...]) -> None:
+        """As `_convert_peft_config_moe`: the names of what was fused become those of the parameters that it is now."""
+        fused = self._fused or {"parameters": {}, "together": {}}
+        taken: dict[str, set[str]] = {}
+        kept = []
+        for target in targets:
+            old = next((name for name in fused["parameters"] if _ends(target, name)), None)
+            if old is None:
+                kept.append(target)
+            else:
+                taken.setdefault(fused["parameters"][old], set()).add(old)
+        for new, together in fused["together"].items():
+            if new in taken and len(taken[new]) < len(together):
+                self.refused = (
+                    f"The config targets {', '.join(sorted(taken[new]))} and not all of {', '.join(together)}, fused "
+                    f"into {new}: PEFT raises ValueError: Cannot convert PEFT target(s)"
+                )
+        self.modules = tuple(kept)
+        self.parameters = tuple(dict.fromkeys((*self.parameters, *taken)))
 
     def match(self, module: str, layer: CodeLayer | None = None) -> bool | None:
         """Whether PEFT attaches to the module.

@@ -177,10 +177,11 @@ def check_merge(
     weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
     entries = open_entries(opened, rule, weighted)
     unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
-    if ask_model and (attached.open or attached.undecided or entries or unsure):
+    if ask_model and (targets.open or attached.open or attached.undecided or entries or unsure):
         modules = [layer.module for layer in adapted]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
+        targets.resolve(live.layers, live.bare)
         known = {layer.module: layer for _, layer in pairs if layer.status != "unknown"}
         layers = BaseLayers(base_model, code, live.renamed)
         shared = SharedTensors(layers, opened.config.fields, live.ties)
@@ -205,7 +206,7 @@ def check_merge(
     )
     results = trial.run(pairs)
     missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
-    checked = _with_open_questions(opened, rule, attached, results)
+    checked = _with_open_questions(opened, rule, attached, targets, results)
     folder = base_model.folder
     report = MergeReport(
         describe_target(opened),
@@ -227,6 +228,7 @@ def check_merge(
         (
             *_findings(everything, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
+            *([Finding("ADP207", targets.refused)] if targets.refused is not None else []),
             *_targeted_containers(attached, rule, targets, layers),
             *_lost_biases(opened, base_model, results),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
@@ -255,7 +257,7 @@ def _lost_biases(adapter: Adapter, base: Base, results: Sequence[LayerResult]) -
 
 
 def _with_open_questions(
-    adapter: Adapter, rule: MergeRule, attached: Attached, results: Sequence[LayerResult]
+    adapter: Adapter, rule: MergeRule, attached: Attached, targets: Targets, results: Sequence[LayerResult]
 ) -> tuple[LayerResult, ...]:
     """The results, with what can't be told of updates that the file does not hold."""
     checked = list(results)
@@ -285,7 +287,15 @@ def _with_open_questions(
         "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "
         "told from the base's files"
     )
-    return (*checked, *(LayerResult(module, "unknown", reason=reason) for module in attached.open))
+    pattern = (
+        "PEFT makes names of this pattern, because transformers 5 has fused layers of this model; which ones can't be told "
+        "without building it"
+    )
+    return (
+        *checked,
+        *(LayerResult(module, "unknown", reason=reason) for module in attached.open),
+        *([LayerResult("target_modules", "unknown", reason=pattern)] if targets.open else []),
+    )
 
 
 def _loading_findings(

@@ -184,6 +184,21 @@ MOE: dict[str, Any] = {
         {"target_parameters": ["input_layernorm.weight"]},
         {"target_parameters": [], "target_modules": []},
         {"target_parameters": ["nothing"], "target_modules": ["v_proj"]},
+        *(
+            {"target_parameters": None, "target_modules": targets}
+            for targets in (
+                # What these were before transformers 5 fused the experts, PEFT turns into parameters.
+                ["gate_proj", "up_proj", "down_proj", "q_proj"],
+                ["gate_proj", "v_proj"],
+                ["gate", "v_proj"],
+                ["experts.0.down_proj"],
+                "all-linear",
+                r".*\.q_proj",
+                r".*\.layers\.0\.mlp\.experts\..*",
+                r".*\.(gate_proj|up_proj)",
+                "no_such_layer",
+            )
+        ),
     ],
     ids=str,
 )
@@ -206,7 +221,7 @@ def test_parameters_as_targets(fields: dict[str, Any], tmp_path: Path) -> None:
             if hasattr(module, "lora_A")
         }
         loaded.merge_and_unload(safe_merge=True)
-    except ValueError:
+    except (RuntimeError, ValueError):
         attached = set()
     report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base")
     assert report.verdict == ("mergeable" if attached else "not-mergeable")

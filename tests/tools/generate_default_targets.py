@@ -11,6 +11,11 @@ from typing import Any
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils.transformers_weight_conversion import (
+    _MOE_FUSED_TARGETS,
+    _MOE_TARGET_MODULE_MAPPING,
+)
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
 from adaptertool.merge.targets import FIELDS
 
@@ -41,6 +46,15 @@ def default_targets() -> dict[str, Any]:
         "fields": dict(sorted(fields.items())),
         "settings": dict(sorted(settings.items())),
         "methods": dict(sorted(methods.items())),
+        # What transformers 5 has fused, and the parameters that PEFT targets in place of modules of these names.
+        "fused": {
+            model_type: {
+                "parameters": _MOE_TARGET_MODULE_MAPPING[kind],
+                "together": {new: list(old) for new, old in _MOE_FUSED_TARGETS[kind].items()},
+            }
+            for model_type, kind in sorted(_MODEL_TO_CONVERSION_PATTERN.items())
+            if kind in _MOE_TARGET_MODULE_MAPPING and kind in _MOE_FUSED_TARGETS
+        },
     }
 
 
@@ -48,7 +62,7 @@ def main() -> None:
     """Write the table."""
     table = default_targets()
     parts = [f'"peft": {json.dumps(table["peft"])}']
-    for part in ("fields", "settings", "methods"):
+    for part in ("fields", "settings", "methods", "fused"):
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table[part].items())
         parts.append(f'"{part}": {{\n{lines}\n}}')
     TABLE.write_text(f"{{{', '.join(parts)}}}\n", encoding="utf-8")
