@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.flags import scales_embeddings
+from adaptertool.merge.flags import runs_by_ties, scales_embeddings
 from adaptertool.merge.ties import pattern_of
 from adaptertool.merge.tokens import is_token_layer
 
@@ -46,6 +46,12 @@ class Hazards:
         self._general = rule.hazard(adapter.config.fields)
         saved = adapter.config.fields.get("modules_to_save")
         self._saved = tuple(end for end in saved if isinstance(end, str) and end) if isinstance(saved, list) else ()
+        if self._general is None and runs_by_ties(layers.code.model_type) and shared.ends_apart(self._saved):
+            # `_unload_and_optionally_merge` in peft/tuners/tuners_utils.py, read at 0.21.2.
+            self._general = (
+                "the base computes by tie_word_embeddings, and its input and output embeddings are two tensors: PEFT turns "
+                "that field off when it merges, and the outputs are scaled otherwise"
+            )
 
     def of(self, adapted: AdaptedLayer, layer: Layer, update: BiasUpdate | None) -> str | None:
         """Why the merge would give something else, as a sentence; None where it would not.

@@ -77,8 +77,8 @@ class SharedTensors:
         code = layers.code
         self._layers = layers
         self.known = code.known or built is not None
-        ties = code.ties(_classes(adapter, code.classes)) if code.known else built or ()
-        self.ties = tuple(self._as_loaded(tie) for tie in ties)
+        self._declared = tuple(code.ties(_classes(adapter, code.classes)) if code.known else built or ())
+        self.ties = tuple(self._as_loaded(tie) for tie in self._declared)
 
     def of(self, module: str, leaf: Leaf = "weight") -> tuple[Tie, ...] | None:
         """The ties that a layer is in.
@@ -100,6 +100,18 @@ class SharedTensors:
         layers = list(tie.layers)
         layers.remove(module if module in layers else pattern_of(module))
         return tuple(layer for layer in layers if layer.rpartition(".")[2] not in _HOLDERS)
+
+    def ends_apart(self, saved: tuple[str, ...]) -> bool:
+        """Whether the config ties a head to the input embedding, and the two are tensors of their own all the same.
+
+        Args:
+            saved: What the paths of modules that are saved whole end with.
+        """
+        for declared, tie in zip(self._declared, self.ties, strict=True):
+            ends = {declared.embedding or "", *(one for one in declared.layers if one.rpartition(".")[2] in HEADS)}
+            if len(ends) > 1 and ends <= {*declared.layers}:
+                return not ends <= {*tie.layers} or bool(saved and any(end.endswith(saved) for end in ends))
+        return False
 
     def _as_loaded(self, tie: Tie) -> Tie:
         """The tie without layers that have a tensor of their own in the file: `from_pretrained` leaves those apart.

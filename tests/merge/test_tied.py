@@ -355,6 +355,20 @@ def test_two_ends_that_are_stored_apart_are_not_tied(name: str, tmp_path: Path) 
     assert found["LoRA on the head"][0] == "lossy"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["UMT5", "SwitchTransformers"])
+def test_a_model_that_computes_by_its_ties(name: str, tied: bool, tmp_path: Path) -> None:
+    """PEFT turns `tie_word_embeddings` off where a merge leaves two ends apart, and such a model scales its outputs by it."""
+    config = _config(f"{name}Config", {**T5, "num_decoder_layers": 1, "num_experts": 2})
+    model = Model(f"{name}ForConditionalGeneration", config, "q", "shared", "lm_head")
+    save_base(model, tmp_path / "base", tied=tied)
+    path = tmp_path / "base/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
+    found = answers(model, tmp_path / "base", tmp_path, ("tokens", "LoRA, tokens", "embedding saved", "head saved"))
+    assert wrong(found) == {}
+    assert {due for due, _, _ in found.values()} == ({"lossy", "mergeable"} if tied else {"lossy"})
+
+
 @pytest.mark.parametrize("says", [True, False, None])
 @pytest.mark.parametrize("head_stored", [True, False])
 def test_of_code_that_is_not_known_the_config_tells(says: bool | None, head_stored: bool, tmp_path: Path) -> None:
