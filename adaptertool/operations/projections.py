@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -155,34 +154,6 @@ def examine(
         fingerprint=outcome.digests or None,
         settled=no and (elsewhere or refuted(comparison, stored, basis, known)),
     )
-
-
-def examine_copies(
-    adapter: Adapter, rule: Projections, level: Level, progress: Progress = SILENT, *, settle: bool = False
-) -> ProjectionReport:
-    """Find out whether the copies of stored projections are the same; nothing is drawn.
-
-    Args:
-        adapter: The adapter, which stores some.
-        rule: Its method's rule about them.
-        level: How much to compare.
-        progress: Who is told how far it got.
-        settle: Whether to find out if a "no" of a sample is settled.
-
-    Returns:
-        A report with the verdict `copies-differ` or `unverified`.
-
-    Raises:
-        CorruptError: as `examine`.
-    """
-    tensors = adapter.weights.tensors
-    stored = rule.stored(tensors, adapter.config)
-    # What the config says to draw must make sense all the same.
-    with contextlib.suppress(CannotDrawError):
-        _basis(adapter, rule, {one.kind: tensors[one.canonical].shape for one in stored})
-    report = _unverified(adapter, rule, stored)
-    found = _compared(report, _comparison(adapter, stored, level, progress), settle=settle)
-    return found if found.verdict == "copies-differ" else replace(found, reason="the copies alone were compared")
 
 
 def _basis(adapter: Adapter, rule: Projections, shapes: Mapping[str, tuple[int, ...]]) -> Basis | None:

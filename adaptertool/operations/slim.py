@@ -24,7 +24,6 @@ from adaptertool.operations.projections import (
     INSTALL_TORCH,
     ProjectionReport,
     examine,
-    examine_copies,
     findings_about,
     rule_for,
     sample_is_cheap,
@@ -235,10 +234,7 @@ def _plan_projections(
         return _Plan(replace(result, reason=reason, projections=report, findings=_findings(adapter, report, rule)))
 
     def examined(level: Level, watched: Progress) -> ProjectionReport:
-        settle = level == "sample"
-        if keep_one_copy:
-            return examine_copies(adapter, rule, level, watched, settle=settle)
-        proven, loader = shapes_proven, lambda: loader_for(for_torch)
+        proven, loader, settle = shapes_proven, lambda: loader_for(for_torch), level == "sample"
         return examine(adapter, rule, level, loader, watched, shapes_proven=proven, settle=settle)
 
     def planned(report: ProjectionReport) -> _Plan:

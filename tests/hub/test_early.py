@@ -164,17 +164,3 @@ def test_digests_are_those_of_each_tensor(
     }
     assert found == due
     assert len({due[name] for name in names}) == 5  # two of them have the same change
-
-
-def test_nothing_is_drawn_to_keep_one_copy(
-    hub: HubServer, adapter: dict[str, bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("a basis was drawn")
-
-    for method in ("draw", "draw_ranges", "draw_with_torch"):
-        monkeypatch.setattr(RandLoraBasis, method, refuse)
-    hub.add("org/name", adapter)
-    code, document = run(capsys, "slim", "org/name", "--dry-run", "--keep-one-copy")
-    assert (code, document["action"]) == (0, "kept-one-copy")
-    assert document["removed"]["tensors"] == 80
