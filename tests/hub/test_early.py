@@ -16,7 +16,6 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.cli import main
 from adaptertool.operations import projections
 from adaptertool.projection import settled
-from adaptertool.projection.basis import RandLoraBasis
 from tests.hub.large import CONFIG, WEIGHTS, large_adapter
 from tests.hub.server import Repeated
 
