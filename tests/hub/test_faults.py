@@ -225,6 +225,14 @@ def test_a_mirror_whose_etags_are_other_hashes(hub: HubServer) -> None:
     assert HubFolder("org/name").open("config.json").read(0, 2) == b"{}"
 
 
+def test_damage_of_the_first_file_that_is_read_shows_by_another(hub: HubServer) -> None:
+    """Whether the server's hashes are git's is asked of another small file, where two readings contradict the hash."""
+    hub.add("org/name", {"config.json": b'{"r": 8}', "README.md": b"# mine"})
+    hub.fail("resolve", shift=1, times=2)
+    with pytest.raises(CorruptError, match="digest"):
+        HubFolder("org/name").open("config.json").read(0, 8)
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_a_whole_file_is_held_against_its_digest(hub: HubServer, name: str) -> None:
     hub.add("org/name", {name: DATA, "README.md": b"# mine"})

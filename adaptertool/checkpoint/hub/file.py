@@ -63,6 +63,7 @@ class HubBytes:
         self._client = folder.client
         self._path = folder.path_in_repo(name)
         self._subject = folder.subject(self._path)
+        self._name_here = name
         self._name = f"{folder.location}/{name}"
         self._direct: str | None = None
         self._etags: dict[str, str] = {}
@@ -213,11 +214,11 @@ class HubBytes:
             again = self._fetch(0, self.size)
             # The Hub's own ETag of a small file is git's hash. That of a mirror may be any hash of 40 digits (Artifactory's
             # is the content's plain SHA-1): until one was seen to be git's, two readings that agree count for more.
-            if self._entry.sha256 is None and again == data and not self._folder.names_git_hashes:
+            if self._entry.sha256 is None and again == data and not self._folder.names_git_hashes(self._name_here):
                 return data
             data, proven = again, self._entry.is_content((again,))
         if proven and self._entry.sha256 is None:
-            self._folder.names_git_hashes = True
+            self._folder.git_hashes_seen = True
         if proven is not False:
             return data
         raise self._other_content()

@@ -16,11 +16,19 @@ from urllib.parse import quote
 from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.client import HubClient
-from adaptertool.checkpoint.hub.file import HubBytes
+from adaptertool.checkpoint.hub.file import SMALL, HubBytes
 from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import repo_cache
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
-from adaptertool.errors import GatedError, NetworkError, NotFoundError, OfflineError, UnauthorizedError, UsageError
+from adaptertool.errors import (
+    AdapterToolError,
+    GatedError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    UnauthorizedError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +45,8 @@ class HubFolder:
         named_revision: Branch, tag, commit or `refs/pr/N` as the user named it; None for the default branch.
         client: The connection to the Hub.
         known_commit: The commit, once it is known.
-        names_git_hashes: Whether a file's content was seen to have the git hash that the server names for it.
+        git_hashes_seen: Whether a file's content was seen to have the git hash that the server names for it; None as long
+            as none was looked at for that.
     """
 
     kind: Literal["local", "hub"] = "hub"
@@ -82,7 +91,7 @@ class HubFolder:
         self._tree: dict[str, HubFile | None] | None = None
         self._below: dict[str, HubFile | None] = {}
         self._lock = threading.RLock()
-        self.names_git_hashes = False
+        self.git_hashes_seen: bool | None = None
         self.known_commit: str | None = None
         if self.named_revision and COMMIT.fullmatch(self.named_revision):
             self.known_commit = self.named_revision
@@ -227,6 +236,22 @@ class HubFolder:
                 hint=f"See {shown(self.client.endpoint)}/{self.repo_id}/tree/{self.revision} for what it holds.",
             )
         return known[name]
+
+    def names_git_hashes(self, but: str) -> bool:
+        """Whether the server's hashes are git's, as far as another small file of the repo shows.
+
+        Args:
+            but: The name of the file whose content has another hash than the one that is named for it.
+        """
+        if self.git_hashes_seen is None:
+            self.git_hashes_seen = False
+            with suppress(AdapterToolError):
+                others = {name: one for name, one in self._entries().items() if one is not None and name != but}
+                small = [(one.size, name) for name, one in others.items() if one.blob_id and 0 < one.size <= SMALL]
+                if small:
+                    other = self.open(min(small)[1])
+                    other.read(0, other.size)
+        return self.git_hashes_seen
 
     @property
     def branch(self) -> str | None:
