@@ -22,6 +22,10 @@ class Folder(Protocol):
         """The place as reports print it: a path, or `org/name`, with the subfolder where there is one."""
 
     @property
+    def address(self) -> str:
+        """The place as a command takes it: with the revision that was named, where one was."""
+
+    @property
     def kind(self) -> Literal["local", "hub"]:
         """On disk or on the Hub."""
 
@@ -78,6 +82,11 @@ class LocalFolder:
     def location(self) -> str:
         """The path as it was given."""
         return str(self.path)
+
+    @property
+    def address(self) -> str:
+        """The same."""
+        return self.location
 
     @property
     def bytes_read(self) -> int:

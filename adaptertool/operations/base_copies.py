@@ -207,7 +207,7 @@ def finding_about(adapter: Adapter, copies: BaseCopies | None = None) -> list[Fi
     total = sum(tensors[name].nbytes for name in names)
     base = copies.base if copies is not None else adapter.config.text_or_none("base_model_name_or_path")
     why = "Whether they are the base's own, only the base can tell"
-    where = shlex.quote(adapter.folder.location)
+    where = shlex.quote(adapter.folder.address)
     fix: str | None = f"adaptertool slim {where} --base {shlex.quote(base) if base else 'BASE'} -o DIR"
     if copies is not None:
         why = "; ".join(copies.others.values()) or f"They are those of {copies.base}, byte for byte"

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Note
     from adaptertool.projection.verify import Level
 
+HELD_BYTES = 64 << 20
+"""Up to which size weights on the Hub are held in memory where all of them are looked at, instead of being read twice."""
+
 FINITE_SAMPLE_BYTES = 64 << 20
 """How much of the tensors that are no projections a sample looks at for NaN and infinity, on disk."""
 
@@ -209,6 +212,12 @@ def _findings_about_values(adapter: Adapter, level: Level, originals: Mapping[st
     if level == "none":
         return []
     weights = adapter.weights
+    if level == "full" and adapter.folder.kind == "hub":
+        # Damage that is the same at every reading is none of the file's.
+        if weights.file_bytes <= HELD_BYTES:
+            weights.hold()
+        else:
+            weights.digests()
     roles = roles_of(adapter)
     names = [name for name, role in roles.items() if level == "full" or not role.startswith("projection")]
     budget = FINITE_SAMPLE_BYTES if adapter.folder.kind == "local" else 0
@@ -230,8 +239,6 @@ def _findings_about_values(adapter: Adapter, level: Level, originals: Mapping[st
     broken.update({copy: broken[name] for copy, name in originals.items() if name in broken})
     if not broken:
         return []
-    if level == "full":
-        weights.digests()  # damage that is the same at every reading is none of the file's
     name, index = next(iter(broken.items()))
     count = "1 tensor holds" if len(broken) == 1 else f"{len(broken)} tensors hold"
     message = f"{count} NaN or infinity, first {name} at element {index}."

@@ -333,7 +333,7 @@ def _examine_absent(
 
 def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections) -> list[Finding]:
     """What follows for the user from a report."""
-    where = adapter.folder.location
+    where = adapter.folder.address
     names = tuple(name for one in report.tensors for name in one.tensors)
     copies = tuple(name for one in report.tensors for name in one.copies)
     slim = f"adaptertool slim {shlex.quote(where)} -o DIR"

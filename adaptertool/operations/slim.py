@@ -332,7 +332,7 @@ def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Pl
 
 
 def _one_copy_hint(adapter: Adapter) -> str:
-    command = f"adaptertool slim {shlex.quote(adapter.folder.location)} --keep-one-copy -o DIR"
+    command = f"adaptertool slim {shlex.quote(adapter.folder.address)} --keep-one-copy -o DIR"
     return f"{command} keeps what PEFT loads and removes the copies."
 
 

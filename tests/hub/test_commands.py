@@ -158,6 +158,28 @@ def test_what_can_not_be_pushed_is_refused_before_any_work(
     assert len(hub.requests("storage")) == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("org/many@dev", "org/many@dev"),
+        ("hf://org/many@dev/sub", "hf://org/many@dev/sub"),
+        ("hf://org/many@a%2Fb/sub", "hf://org/many@a%2Fb/sub"),
+        ("org/many@a/b", "hf://org/many@a%2Fb"),
+    ],
+)
+def test_what_is_recommended_names_the_same_checkpoint(
+    hub: HubServer, randlora: Path, capsys: pytest.CaptureFixture[str], target: str, named: str
+) -> None:
+    files = files_of(randlora)
+    hub.add("org/many", {**files, **{f"sub/{name}": data for name, data in files.items()}})
+    hub.repos["org/many"].refs |= {"dev": hub.repos["org/many"].refs["main"], "a/b": hub.repos["org/many"].refs["main"]}
+    code, document = run(capsys, "inspect", target)
+    assert code == 0
+    fix = document["findings"][0]["fix"]
+    assert fix == f"adaptertool slim {named} -o DIR"
+    assert run(capsys, "slim", named, "--check")[1]["action"] == "stripped"
+
+
 def test_copies_of_trained_tensors_go_and_come_back(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

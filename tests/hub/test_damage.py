@@ -31,6 +31,7 @@ COMMANDS = {
     "slim --keep-one-copy": ["slim", "org/name", "-o", "OUT", "--keep-one-copy"],
     "slim --keep-one-copy --force": ["slim", "org/name", "-o", "OUT", "--keep-one-copy", "--force"],
     "inspect full": ["inspect", "org/name", "--verify", "full"],
+    "inspect full, stripped": ["inspect", "org/slim", "--verify", "full"],
     "restore": ["restore", "org/slim", "-o", "OUT"],
     "restore --dry-run": ["restore", "org/slim", "--dry-run"],
     "restore --push": ["restore", "org/slim", "--push", "--token", TOKEN],

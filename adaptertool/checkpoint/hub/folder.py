@@ -111,6 +111,19 @@ class HubFolder:
         return f"{self.repo_id}/{self.subfolder}" if self.subfolder else self.repo_id
 
     @property
+    def address(self) -> str:
+        """`org/name@revision`, or `hf://org/name@revision/sub/folder`, where a slash in a branch's name is %2F."""
+        named = self.named_revision
+        at = (
+            ""
+            if named is None
+            else "@" + (named if named.startswith(("refs/pr/", "refs/convert/")) else quote(named, safe=""))
+        )
+        if self.subfolder is None and "%" not in at:
+            return f"{self.repo_id}{at}"
+        return "/".join(part for part in (f"hf://{self.repo_id}{at}", self.subfolder) if part)
+
+    @property
     def revision(self) -> str:
         """The commit that every read is pinned to; asked for now, where nothing was read so far."""
         with self._lock:

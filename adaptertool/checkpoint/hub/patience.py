@@ -67,7 +67,7 @@ class Patience:
 
         Args:
             seconds: How long it may take.
-            stop: Cuts short the waits between two tries when it is set.
+            stop: Cuts short the waits between two tries when it is set, and is the end of them.
         """
         self.seconds = seconds
         self._stop = stop or threading.Event()
@@ -110,7 +110,7 @@ class Patience:
         """
         self._tries += 1
         pause = max(FIRST_WAIT * 2 ** (self._tries - 1), fault.after)
-        if self._tries >= (FEW_TRIES if fault.few else TRIES) or pause >= self.left:
+        if self._stop.is_set() or self._tries >= (FEW_TRIES if fault.few else TRIES) or pause >= self.left:
             raise fault.failure from fault
         with self.waiting():
             self._stop.wait(pause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def _opened(
 
     client, branch = folder.client, folder.branch
     api = HfApi(endpoint=client.endpoint, token=client.token, library_name="adaptertool")
-    with _as_our_errors(folder), _patient_session(), _progress_on_terminals():
+    with _as_our_errors(folder), _patient_session(), _progress_on_terminals(), _by_lfs(), _without_addresses():
         additions = [
             CommitOperationAdd(path_in_repo=folder.path_in_repo(name), path_or_fileobj=path)
             for name, path in sorted(files.items())
@@ -180,6 +181,31 @@ def _patient_session() -> Iterator[None]:
         yield
     finally:
         session.timeout = before
+
+
+@contextmanager
+def _by_lfs() -> Iterator[None]:
+    """Upload by git-LFS: what goes wrong in hf_xet comes without a status, and its tries know no limit (2.4.0)."""
+    from huggingface_hub import constants
+
+    before = getattr(constants, "HF_HUB_DISABLE_XET", True)
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Keep back huggingface_hub's warnings of a further try: they show the addresses of an upload, which are signed."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager
