@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.header import TensorInfo
 
 
+PEFT_PREFIX = "base_model.model."
+"""What a PeftModel puts before the base model's own module paths."""
+
+_WRAPPERS = ("base_model", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What stands before a path where it was put there twice, or where the saved model was compiled or sharded."""
+
+
 @dataclass(frozen=True)
 class AdaptedLayer:
     """A layer and the adapter's tensors for it.
@@ -35,9 +42,8 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
     """
     layers: dict[str, dict[str, TensorInfo]] = {}
     for tensor in tensors:
-        # PeftModel puts base_model.model. before the path; what stands right under base_model. is shared by all layers.
-        name = tensor.name.removeprefix("base_model.model.")
-        segments = name.split(".")
+        # What stands right under base_model. is shared by all layers.
+        segments = tensor.name.removeprefix(PEFT_PREFIX).split(".")
         at = next((index for index, segment in enumerate(segments) if segment.startswith(prefixes)), 0)
         if at == 0 or (at == 1 and segments[0] == "base_model"):
             continue
@@ -46,3 +52,21 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
             at -= 1
         layers.setdefault(".".join(segments[:at]), {})[".".join(segments[at:])] = tensor
     return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural))
+
+
+def misnamed_tensors(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The method's tensors that have no name in a PeftModel of a plain base, so that PEFT loads none of them.
+
+    Source: `peft/utils/save_and_load.py`, `set_peft_model_state_dict`, read and run at 0.21.2: names must be those of the
+    model's own parameters, and what is unexpected is left out without an error.
+
+    Args:
+        tensors: The adapter's.
+        prefixes: What the method's tensors begin with, within their module.
+    """
+    return tuple(
+        tensor.name
+        for tensor in tensors
+        if any(segment.startswith(prefixes) for segment in tensor.name.split(".")[1:])
+        and (not tensor.name.startswith("base_model.") or {*tensor.name.split(".")[1:]} & {*_WRAPPERS})
+    )

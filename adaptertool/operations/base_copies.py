@@ -18,10 +18,11 @@ from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import TORCH_DTYPES
 from adaptertool.checkpoint.writing.serialize import NewTensor
 from adaptertool.findings import Finding
+from adaptertool.merge.adapted import PEFT_PREFIX
 from adaptertool.merge.flags import ModelCode
 from adaptertool.merge.resolve import Names, modules_of
 from adaptertool.methods.base import CannotDrawError, copies_of_the_base
-from adaptertool.operations.base_layers import PEFT_PREFIX, base_of
+from adaptertool.operations.base_layers import base_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import AdapterToolError, NotFoundError
+from adaptertool.merge.adapted import PEFT_PREFIX
 from adaptertool.merge.base import open_base
 from adaptertool.merge.resolve import Names, is_quantized, modules_of
 from adaptertool.methods import method_of
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from adaptertool.merge.base import Base
     from adaptertool.methods.base import Projections
     from adaptertool.projection.stored import Stored
-
-PEFT_PREFIX = "base_model.model."
-"""What a PeftModel puts before the base model's own module paths."""
 
 
 def base_of(adapter: Adapter, base: str | None, token: str | None) -> Base:

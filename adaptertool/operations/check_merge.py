@@ -11,7 +11,7 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import adapted_layers
+from adaptertool.merge.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
 from adaptertool.merge.attached import attached_layers
 from adaptertool.merge.base import open_base
 from adaptertool.merge.decide import BaseLayers
@@ -154,7 +154,16 @@ def check_merge(
     if (why := rule.refused(opened.config.fields)) is not None:
         message = f"PEFT does not load this {opened.config.peft_type} adapter: {why}"
         return _without_base(opened, Finding("ADP206", message), threshold)
-    adapted = adapted_layers(opened.weights.tensors.values(), method.prefixes)
+    misnamed = misnamed_tensors(opened.weights.tensors.values(), method.prefixes)
+    left_out = {*misnamed}
+    loaded = (info for name, info in opened.weights.tensors.items() if name not in left_out)
+    adapted = adapted_layers(loaded, method.prefixes)
+    if not adapted and misnamed:
+        raise CorruptError(
+            f"PEFT loads none of the tensors in {opened.folder.location}/{opened.weights_name}: the names of a PeftModel "
+            f"begin with {PEFT_PREFIX} once, and go on with the path in the base, unlike {misnamed[0]}",
+            hint="Name them as PEFT's save_pretrained does.",
+        )
     if not adapted and rule.own_tensors:
         if (hazard := rule.hazard(opened.config.fields)) is not None:
             return _without_base(opened, Finding(HAZARD, hazard, fix="Serve the adapter unmerged."), threshold)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from adaptertool.checkpoint.config import AdapterConfig
 from adaptertool.errors import CorruptError
 from adaptertool.merge.targets import Targets
 from adaptertool.operations.check_merge import MergeReport, check_merge
+from adaptertool.operations.inspect import inspect
 from tests.merge.models import RECIPES, load_failure, merge_by_peft, save_adapter, whole_merge_fails
 from tests.tools.generate_default_targets import TABLE, default_targets
 
@@ -50,6 +52,29 @@ def as_peft_does(report: MergeReport, name: str, base: Path, adapter: Path) -> N
 
 def codes(report: MergeReport) -> list[str]:
     return [finding.code for finding in report.findings]
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    ],
+    ids=["no prefix", "twice", "compiled"],
+)
+def test_names_that_no_peft_model_has(
+    rename: Callable[[str], str], tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    """PEFT loads none of them without an error, and would merge what it made itself."""
+    adapter = changed(beft_of("qwen2"), tmp_path / "adapter", rename)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_of("qwen2")), adapter)
+    biases = [value for name, value in model.state_dict().items() if "beft_bias" in name]
+    assert biases
+    assert not any(value.any() for value in biases)
+    with pytest.raises(CorruptError, match="PEFT loads none"):
+        check_merge(adapter, base_of("qwen2"))
+    assert [finding.code for finding in inspect(adapter).findings] == ["ADP210"]
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama", "llava-qwen2", "qwen2-output"])
