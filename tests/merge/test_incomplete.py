@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 
 import adaptertool
-from tests.methods.written import UNTARGETED, Written, base, peft_types, write
+from tests.methods.written import ARGUMENTS, UNTARGETED, Written, base, peft_types, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +55,19 @@ def kinds(state: dict[str, torch.Tensor]) -> dict[str, list[str]]:
         if ".layers." not in name or ".layers.0.self_attn.q_proj." in name:
             found.setdefault(name.rpartition("q_proj.")[2], []).append(name)
     return found
+
+
+@pytest.mark.parametrize("peft_type", TYPES)
+def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
+    family = "opt" if peft_type == "BEFT" else "llama"
+    rank = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)].__dataclass_fields__.get("r")
+    chosen: dict[str, Any] = {}
+    if rank is not None and "r" not in ARGUMENTS.get(peft_type, {}):
+        chosen["r"] = rank.default and min(rank.default, 8)
+    written = write(tmp_path, peft_type, family, **chosen)
+    assert merged(written) is not None
+    codes = {finding.code for finding in adaptertool.check_merge(tmp_path, bases(family)).findings}
+    assert codes.isdisjoint({"ADP203", "ADP207", "ADP210", "ADP211"})
 
 
 @pytest.mark.parametrize("peft_type", TYPES)
