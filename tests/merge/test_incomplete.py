@@ -63,7 +63,8 @@ def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Callabl
     rank = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)].__dataclass_fields__.get("r")
     chosen: dict[str, Any] = {}
     if rank is not None and "r" not in ARGUMENTS.get(peft_type, {}):
-        chosen["r"] = rank.default and min(rank.default, 8)
+        default: Any = rank.default
+        chosen["r"] = default and min(default, 8)
     written = write(tmp_path, peft_type, family, **chosen)
     assert merged(written) is not None
     codes = {finding.code for finding in adaptertool.check_merge(tmp_path, bases(family)).findings}
