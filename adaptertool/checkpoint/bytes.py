@@ -200,7 +200,7 @@ class LocalBytes:
         """The same as `read`."""
         return self.read(start, length)
 
-    def proven(self) -> None:
+    def proven(self) -> Iterator[memoryview] | None:
         """Nobody says what a file on disk should hold."""
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:

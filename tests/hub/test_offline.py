@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adaptertool.checkpoint.hub import folder
 from adaptertool.cli import main
 from tests.hub.conftest import files_of
 from tests.hub.test_reading import download
@@ -75,6 +76,45 @@ def test_every_command_works_from_the_cache_and_leaves_it(
 
     assert state(cache) == before
     assert len(hub.requests()) == asked
+
+
+def test_what_the_cache_holds_is_held_against_its_digest(
+    hub: HubServer,
+    randlora: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Large files that a disk damaged are told, small ones fetched again."""
+    monkeypatch.setattr(folder, "SMALL", 8 << 10)
+    files = files_of(randlora)
+    hub.add("org/name", files)
+    download("org/name", WEIGHTS, CONFIG)
+    blobs = {path.stat().st_size: path for path in (tmp_path / "hf" / "hub").rglob("blobs/*")}
+
+    def damage(name: str, at: int) -> None:
+        blob = blobs[len(files[name])]
+        data = bytearray(files[name])
+        data[at] ^= 1
+        blob.write_bytes(data)
+
+    damage(CONFIG, 5)
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "out"))
+    assert (code, document["action"]) == (0, "stripped")
+    assert json.loads((tmp_path / "out" / CONFIG).read_text()) == {
+        **json.loads(files[CONFIG]),
+        "save_projection": False,
+    }
+    for at in (len(files[WEIGHTS]) - 1, len(files[WEIGHTS]) // 2):
+        damage(WEIGHTS, at)
+        for arguments in (
+            ["slim", "org/name", "-o", str(tmp_path / "other")],
+            ["inspect", "org/name", "--verify", "full"],
+        ):
+            code, document = run(capsys, *arguments)
+            assert (code, document["error"]["kind"]) == (3, "corrupt")
+            assert str(blobs[len(files[WEIGHTS])]) in document["error"]["hint"]
+        assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

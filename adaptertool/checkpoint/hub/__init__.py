@@ -7,6 +7,7 @@ client    one request: redirects, where the token goes, time limits
 refusals  what a refusal of the Hub means, as an error with a hint
 tree      the files of a repo at one commit, as the Hub lists them
 file      one file, read in ranges, each answer held against what is known of it
+cached    one file in huggingface_hub's cache, held against its name there
 ahead     ranges fetched by several connections before they are asked for
 folder    a folder of a repo, pinned to one commit
 push      new files, offered as a pull request

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.addresses import shown
+from adaptertool.checkpoint.hub.cached import CachedBytes
 from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.file import SMALL, HubBytes
 from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
@@ -343,9 +344,11 @@ class HubFolder:
 
         found = try_to_load_from_cache(self.repo_id, self.path_in_repo(name), revision=self.revision)
         if isinstance(found, str):
-            file = LocalBytes(Path(found))
+            file = CachedBytes(Path(found))
             entry = (self._tree or {}).get(name)
-            if entry is None or entry.size == file.size:
+            # Offline there is nothing else; and what is large is held against its digest when all of it is read.
+            whole = self.client.offline or file.size > SMALL or file.is_whole()
+            if whole and (entry is None or entry.size == file.size):
                 return file
             file.close()
         if not self.client.offline:
