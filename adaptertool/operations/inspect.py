@@ -14,7 +14,7 @@ from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
+from adaptertool.merge.adapted import adapted_layers
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
 from adaptertool.methods.biases import lost_biases, words_about
@@ -191,13 +191,6 @@ def examine_adapter(
         words = words_about(adapter.config, lost)
         message = f"If the base has biases there: {words}. PEFT loads the base's own in their place."
         findings.append(Finding("ADP305", message, fix=_COMPARE))
-    if misnamed := misnamed_tensors(adapter.weights.tensors.values(), method_of(adapter.config).prefixes):
-        message = (
-            f"PEFT leaves out tensors whose names are not those of a PeftModel: {PEFT_PREFIX} and the path in the base."
-        )
-        findings.append(
-            Finding("ADP210", message, misnamed, len(misnamed), fix="name them as PEFT's save_pretrained does")
-        )
     findings += _findings_about_values(adapter, level, _originals(report))
     if adapter.weights.format == "pickle":
         message = f"{adapter.weights_name} is a pickle; loading one can run code. It was opened without running any."

@@ -429,7 +429,7 @@ def projection_cases() -> Iterator[Case]:
         "projections-no-elements", "projections without elements", projections(a=(2, 1, 0), b=(0, 0, 2)), "ADP102"
     )
     yield unknown("projections-scalar", "projections without dimensions", projections(a=(), b=()), "ADP102")
-    yield unknown("projections-other-rank", "projections of another rank", projections(), "ADP102", r=4)
+    yield unknown("projections-other-rank", "projections of another rank", projections(), "ADP102", merge=1, r=4)
     yield unknown("projections-negative-seed", "a negative seed", projections(), "ADP102", projection_prng_key=-1)
     yield unknown(
         "projection-alone",
