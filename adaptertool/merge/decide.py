@@ -139,7 +139,6 @@ class BaseLayers:
         *,
         kinds: Collection[str] | None = None,
         trained: bool = False,
-        any_kind: bool = False,
         quantised: Collection[str] = (),
     ) -> Layer:
         """Whether the layer is there and its weight can be merged into.
@@ -149,7 +148,6 @@ class BaseLayers:
             live: What the built model says of it, where it was built.
             kinds: See `MergeRule.kinds`.
             trained: See `needs_bias`.
-            any_kind: Whether it need not be of a kind that the model's code is known to have, such as a norm.
             quantised: See `MergeRule.quantised`.
         """
         code = live or self.code.layer(module)
@@ -162,12 +160,15 @@ class BaseLayers:
             return unsupported
         has_bias = code.bias if code is not None else (layer.bias is not None if found.module else None)
         layer = replace(layer, has_bias=has_bias, status="ok")
-        if found.module is not None and (any_kind or code is not None or not self.code.known):
+        if found.module is not None:
+            # The table has the layers of default configs: others, such as T5's gated ones, come with other settings.
             return layer
-        if code is not None and (code.kind == "experts" or self.code.tied_with(module)):
+        if code is None:
+            return self._unresolved(replace(layer, status="unknown"), found)
+        if code.kind == "experts" or self.code.tied_with(module):
             # Fused experts stand in the file one by one or under other names; a tied head is stored as the embedding.
             return layer
-        return self._not_in_file(layer, found, trained=trained) if code is not None else self._unresolved(layer, found)
+        return self._not_in_file(layer, found, trained=trained)
 
     def _find(self, module: str) -> Resolution:
         if module in self._renamed:
@@ -400,10 +401,6 @@ class BaseLayers:
                 layer,
                 reason=f"{len(found.candidates)} layers of the base's file could be it, such as {found.candidates[0]} and "
                 f"{found.candidates[1]}",
-            )
-        if found.module is not None:
-            return replace(
-                layer, reason="the base's file has such a layer, and the model's code, as far as it is known, none"
             )
         if self._certainly_missing(layer.module):
             return replace(layer, status="blocked", code="ADP202", reason="the base model has no such layer")

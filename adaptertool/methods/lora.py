@@ -107,14 +107,14 @@ def _misfit(config: Mapping[str, Any], module: str, tensors: Mapping[str, Tensor
 
 
 def _refuses_parameters(config: Mapping[str, Any]) -> str | None:
-    """As the constructor of `ParamWrapper` in peft/tuners/lora/layer.py."""
+    """As `ParamWrapper` in peft/tuners/lora/layer.py; QA-LoRA is a variant of layers for GPTQ alone."""
     field = next((field for field in _NOT_FOR_PARAMETERS if config.get(field)), None)
     return f"the adapter's config has {field}, with which PEFT raises ValueError for parameters" if field else None
 
 
 _NOT_FOR_PARAMETERS = (
     *("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora", "velora_config", "kasa_config"),
-    *("alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora", "monteclora_config"),
+    *("alora_invocation_tokens", "arrow_config", "use_bdlora", "monteclora_config"),
 )
 
 _RANKS = (("lora_A.weight", 0), ("lora_B.weight", 1), ("lora_embedding_A", 0), ("lora_embedding_B", 1))

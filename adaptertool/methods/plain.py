@@ -171,6 +171,20 @@ def _hira_tensors(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
     return f"{kind}_A", f"{kind}_B"
 
 
+def _deft_misfit(config: Mapping[str, Any], _: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The rank is the config's, and no more than the layer has outputs (`update_layer` in peft/tuners/deft/layer.py)."""
+    projection = tensors.get("deft_P")
+    wanted = config.get("r")
+    if projection is None or len(projection.shape) != 2 or type(wanted) is not int:
+        return None
+    rank = min(wanted, projection.shape[0])
+    for name, axis in (("deft_P", 1), ("deft_R", 0)):
+        shape = tensors[name].shape if name in tensors else ()
+        if len(shape) == 2 and shape[axis] != rank:
+            return f"the adapter's {name} is {list(shape)}, and its config says {wanted} for r: PEFT raises a size mismatch"
+    return None
+
+
 PLAIN_METHODS = (
     PlainMethod(
         "ADAPTION_PROMPT",
@@ -203,7 +217,7 @@ PLAIN_METHODS = (
         "r",
         merge=MergeRule(
             made=lambda config, _: ("deft_P",) if config.get("para") else ("deft_P", "deft_R"),
-            lengths=(("deft_P", 1, "r"), ("deft_R", 0, "r")),
+            misfit=_deft_misfit,
             fits=low_rank("deft_P", "deft_R"),
         ),
     ),

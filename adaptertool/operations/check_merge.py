@@ -439,7 +439,6 @@ def _ask(
             live=live,
             kinds=kinds,
             trained=trained,
-            any_kind=rule.whole_module is not None,
             quantised=rule.quantised,
         )
     layer = replace(layer, module=adapted.module)

@@ -71,6 +71,18 @@ def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Callabl
     assert codes.isdisjoint({"ADP203", "ADP207", "ADP210", "ADP211"})
 
 
+@pytest.mark.parametrize(("written_for", "loaded_for"), [(64, 64), (64, 16), (16, 64), (64, 15), (12, 64), (12, 12)])
+def test_deft_of_a_rank_beyond_the_layer(
+    written_for: int, loaded_for: int, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """PEFT makes it as wide as the layer has outputs: 16 here, 8 and 24."""
+    written = write(tmp_path, "DEFT", r=written_for)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": loaded_for}))
+    verdict = adaptertool.check_merge(tmp_path, bases("llama")).verdict
+    assert verdict == ("not-mergeable" if merged(written) is None else "mergeable")
+
+
 @pytest.mark.parametrize("peft_type", TYPES)
 def test_a_tensor_that_is_missing(peft_type: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     family = "opt" if peft_type == "BEFT" else "llama"

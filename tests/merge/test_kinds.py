@@ -180,6 +180,9 @@ MOE: dict[str, Any] = {
         {"target_parameters": ["q_proj.weight"], "exclude_modules": ["q_proj"]},
         {"target_parameters": ["gate_up_proj"], "use_dora": True},
         {"target_parameters": ["gate_up_proj"], "lora_dropout": 0.1},
+        # What only layers for GPTQ look at.
+        {"target_parameters": ["gate_up_proj"], "use_qalora": True},
+        {"target_parameters": ["q_proj.weight"], "use_qalora": True},
         {"target_parameters": ["gate_up_proj"], "target_modules": None},
         {"target_parameters": ["input_layernorm.weight"]},
         {"target_parameters": [], "target_modules": []},

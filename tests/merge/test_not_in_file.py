@@ -16,9 +16,13 @@ from transformers import (
     BertModel,
     GteConfig,
     GteModel,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import adaptertool
@@ -35,6 +39,29 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 2,
     "max_position_embeddings": 32,
 }
+
+T5: dict[str, Any] = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+OTHER_SETTINGS = [
+    (
+        T5Config(**T5, feed_forward_proj="gated-gelu"),
+        T5ForConditionalGeneration,
+        ["wi_1", "wi_0"],
+    ),
+    (
+        OPTConfig(
+            vocab_size=32,
+            hidden_size=16,
+            ffn_dim=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            word_embed_proj_dim=8,
+        ),
+        OPTForCausalLM,
+        ["project_in", "project_out"],
+    ),
+]
+"""Layers that models of the default config do not have."""
 
 
 def adapted(model: PreTrainedModel, config: Any, folder: Path) -> None:
@@ -121,3 +148,38 @@ def test_a_layer_that_is_simply_gone_stays_unknown(tmp_path: Path) -> None:
     save_file(state, path, {"format": "pt"})
     report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=False)
     assert {layer.status for layer in report.layers} == {"unknown"}
+
+
+@pytest.mark.parametrize("ask_model", [True, False])
+@pytest.mark.parametrize("setting", OTHER_SETTINGS, ids=lambda setting: setting[2][0])
+def test_layers_that_come_with_other_settings(
+    setting: tuple[Any, Any, list[str]], ask_model: bool, tmp_path: Path
+) -> None:
+    """Nothing is wrong with a layer that the file holds and a model of the default config lacks."""
+    config, model_class, targets = setting
+    model_class(config).save_pretrained(tmp_path / "base")
+    chosen = LoraConfig(target_modules=targets, r=2)
+    adapted(model_class.from_pretrained(tmp_path / "base"), chosen, tmp_path / "adapter")
+    report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=ask_model)
+    assert (report.verdict, report.findings) == ("mergeable", ())
+    loaded = PeftModel.from_pretrained(model_class.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert {layer.module for layer in report.layers} == {
+        name.removeprefix("base_model.model.") for name, module in loaded.named_modules() if hasattr(module, "lora_A")
+    }
+    loaded.merge_and_unload(safe_merge=True)
+
+
+def test_a_path_that_no_layer_has(tmp_path: Path) -> None:
+    """PEFT makes the layers that the config targets, and leaves out tensors under such a path."""
+    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path / "base")
+    chosen = LoraConfig(target_modules=["key"], r=2)
+    adapted(BertModel.from_pretrained(tmp_path / "base"), chosen, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    state = {
+        name.replace("layer.0.attention.self", "layer.0.other"): tensor for name, tensor in load_file(path).items()
+    }
+    save_file(state, path, {"format": "pt"})
+    for ask_model in (True, False):
+        report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=ask_model)
+        assert report.verdict == "unknown"
+        assert "ADP208" not in {finding.code for finding in report.findings}
