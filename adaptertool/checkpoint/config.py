@@ -139,7 +139,7 @@ def read_config(folder: Folder) -> AdapterConfig:
             f"{folder.location} is no PEFT adapter: it has no {CONFIG_NAME}", code="ADP304", hint=_what_is_there(folder)
         ) from error
     except CorruptError as error:
-        raise CorruptError(error.message, code="ADP304", hint=_RESTORE) from error
+        raise CorruptError(error.message, code="ADP304", hint=error.hint or _RESTORE) from error
     if file.size > MAX_CONFIG_BYTES:
         raise CorruptError(f"{name} is no config: it is {file.size} bytes long", code="ADP304")
     content = file.read(0, file.size)
