@@ -1,7 +1,8 @@
-"""Merges into embeddings that raise nothing and give something else than the adapter.
+"""Merges that raise nothing and give something else than the adapter.
 
-An update that one of two tied layers has, or that the two have apart, reaches both once it is in the one tensor that they
-share. Rows that replace the embedding's are right in both, as far as PEFT adapts both.
+A layer that the model never calls computes without its adapter as long as that is not merged. And of embeddings, an update
+that one of two tied layers has, or that the two have apart, reaches both once it is in the one tensor that they share. Rows
+that replace the embedding's are right in both, as far as PEFT adapts both.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adaptertool.merge.flags import runs_by_ties, scales_embeddings
+from adaptertool.merge.read_layers import is_read
 from adaptertool.merge.ties import pattern_of
 from adaptertool.merge.tokens import is_token_layer
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from adaptertool.merge.tokens import TrainedTokens
     from adaptertool.methods.merging import BiasUpdate, MergeRule
 
+_READ = (
+    "the model's code reads its weight and never calls it: the adapter, which acts when the layer is called, does nothing "
+    "until it is merged, and changes the outputs then"
+)
 _SHARED = "are one tensor (tie_word_embeddings): merged into one, the update changes the other as well"
 
 
@@ -39,6 +45,7 @@ class Hazards:
     def __init__(
         self, adapter: Adapter, rule: MergeRule, layers: BaseLayers, shared: SharedTensors, tokens: TrainedTokens
     ) -> None:
+        self._adapter = adapter
         self._rule = rule
         self._layers = layers
         self._shared = shared
@@ -63,6 +70,8 @@ class Hazards:
         """
         if self._general is not None:
             return self._general
+        if is_read(self._layers.base.config, layer.module) and not self._is_zero(adapted):
+            return _READ
         if is_token_layer(adapted):
             return self._of_tokens(adapted.module)
         if not self._rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self._layers.base.config):
@@ -86,6 +95,20 @@ class Hazards:
         if self._shared.of(adapted.module) is None:
             return "whether input and output embeddings of the base are one tensor can't be told from its config"
         return None
+
+    def _is_zero(self, adapted: AdaptedLayer) -> bool:
+        """Whether the update is zero, as PEFT makes it: where the layer is never called, no gradient reaches it."""
+        fields, tensors = self._adapter.config.fields, adapted.tensors
+        if not tensors:
+            return self._rule.starts_at_zero(fields)
+        made = [tensor.name for name, tensor in tensors.items() if name in self._rule.zeros]
+        if len(made) < len(tensors):
+            product = self._rule.product(fields, adapted.module, tensors)
+            if product is None or product.lengths is not None:
+                return False
+        return bool(made) and not any(
+            any(bytes(piece)) for name in made for piece in self._adapter.weights.stream(name)
+        )
 
     def _of_tokens(self, module: str) -> str | None:
         owners = self._tokens.owners

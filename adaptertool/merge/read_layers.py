@@ -1,0 +1,49 @@
+"""Layers whose weight a model's code reads, and which it never calls, such as Mamba's `dt_proj` and `conv1d`.
+
+An adapter acts in the `forward` of the layer that it wraps, and the wrapper's `weight` and `bias` are the base's
+(`BaseTunerLayer` in `peft/tuners/tuners_utils.py`, read at 0.21.2): the model computes without the adapter until that is
+merged, and with it afterwards. The table beside this module was made from the code of transformers
+(`tests/tools/generate_read_layers.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.merge.ties import pattern_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def is_read(config: Mapping[str, Any], module: str) -> bool:
+    """Whether the model reads a layer's weight and never calls the layer.
+
+    Args:
+        config: The base model's. Its parts can be models of their own types.
+        module: The layer's path in the live model.
+    """
+    # Some of them are called where transformers has quantised the model.
+    quantised = isinstance(config.get("quantization_config"), dict)
+    when = ("always",) if quantised else ("always", "not quantised")
+    path = f".{pattern_of(module)}"
+    entries = (_table()["models"].get(model_type, {}) for model_type in _model_types(config))
+    return any(path.endswith(f".{end}") for entry in entries for one in when for end in entry.get(one, ()))
+
+
+def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
+    model_type = config.get("model_type")
+    if isinstance(model_type, str):
+        yield model_type
+    for part in config.values():
+        if isinstance(part, dict):
+            yield from _model_types(part)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(Path(__file__).with_name("read_layers.json").read_bytes())
+    return table

@@ -1,0 +1,199 @@
+"""Layers that a model reads the weight of and never calls: the verdict is what PEFT's merge does to the outputs."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+import adaptertool
+from adaptertool.merge.read_layers import _table, is_read
+from tests.methods.written import ARGUMENTS, shake
+from tests.tools.generate_read_layers import entry_of
+from tests.tools.model_trees import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+_LINEAR_ATTENTION = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_JAMBA = {
+    "num_experts": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "use_mamba_kernels": False,
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 4,
+}
+_EXPERTS = {
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jamba": ("AutoModelForCausalLM", {**_SMALL, **_JAMBA}),
+    "mamba": (
+        "AutoModelForCausalLM",
+        {"vocab_size": 64, "hidden_size": 16, "state_size": 4, "time_step_rank": 4, "num_hidden_layers": 2},
+    ),
+    "qwen3_next": ("AutoModelForCausalLM", {**_SMALL, **_EXPERTS, **_LINEAR_ATTENTION}),
+    "qwen3_5_text": ("AutoModelForCausalLM", {**_SMALL, **_LINEAR_ATTENTION}),
+    "lfm2": ("AutoModelForCausalLM", {**_SMALL, "layer_types": ["conv", "full_attention"]}),
+    "deberta-v2": ("AutoModelForSequenceClassification", {**_SMALL, **_RELATIVE}),
+}
+
+CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
+    ("jamba", "LORA", "all-linear", {}),
+    ("jamba", "BEFT", ["dt_proj"], {}),
+    ("jamba", "IA3", ["dt_proj"], {"feedforward_modules": []}),
+    ("jamba", "LOKR", ["conv1d"], {"r": 4}),
+    ("mamba", "LORA", ["dt_proj"], {"r": 2, "lora_bias": True}),
+    ("mamba", "OFT", ["dt_proj"], {}),
+    ("qwen3_next", "LOKR", ["conv1d"], {"r": 4}),
+    ("qwen3_5_text", "LOHA", ["conv1d"], {"r": 4}),
+    ("lfm2", "LOKR", ["conv.conv"], {"r": 4}),
+    ("deberta-v2", "LORA", ["rel_embeddings"], {}),
+]
+
+
+@cache
+def base_of(name: str) -> Path:
+    auto, fields = MODELS[name]
+    torch.manual_seed(1)
+    model = getattr(transformers, auto).from_config(transformers.AutoConfig.for_model(name, **fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    folder = Path(mkdtemp())
+    model.save_pretrained(folder)
+    return folder
+
+
+def load(name: str) -> PreTrainedModel:
+    model: PreTrainedModel = getattr(transformers, MODELS[name][0]).from_pretrained(base_of(name))
+    model.train(mode=False)
+    return model
+
+
+def outputs(model: torch.nn.Module) -> torch.Tensor:
+    tokens = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        result: torch.Tensor = model.eval()(input_ids=tokens).logits
+    return result
+
+
+def train(model: torch.nn.Module, steps: int = 2) -> None:
+    """As PEFT's users do it: what gets no gradient stays as it was made."""
+    optimiser = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.1)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(input_ids=torch.arange(3, 12)[None], labels=torch.arange(3, 12)[None]).loss.backward()
+        optimiser.step()
+
+
+def adapted(name: str, peft_type: str, targets: Any, arguments: dict[str, Any]) -> Any:
+    config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]  # type: ignore[index]
+    task = {"task_type": "CAUSAL_LM"} if targets == "all-linear" else {}
+    return get_peft_model(
+        load(name), config(target_modules=targets, **task, **{**ARGUMENTS.get(peft_type, {}), **arguments})
+    )
+
+
+def moved(name: str, folder: Path) -> float:
+    """By how much the outputs change at the merge."""
+    loaded = PeftModel.from_pretrained(load(name), str(folder))
+    before = outputs(loaded)
+    return float((outputs(loaded.merge_and_unload(safe_merge=True)) - before).abs().max())
+
+
+@pytest.mark.parametrize(("name", "peft_type", "targets", "arguments"), CASES, ids=str)
+def test_merge_changes_outputs(
+    name: str, peft_type: str, targets: Any, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = adapted(name, peft_type, targets, arguments)
+        shake(model)
+        model.save_pretrained(str(tmp_path))
+        assert moved(name, tmp_path) > 1e-3
+    report = adaptertool.check_merge(tmp_path, base_of(name))
+    assert report.verdict == "lossy"
+    assert [one.code for one in report.findings if one.severity == "error"] == ["ADP209"]
+    lossy = {layer.module for layer in report.layers if layer.status == "lossy"}
+    config = load(name).config.to_dict()
+    assert lossy == {layer.module for layer in report.layers if is_read(config, layer.module)} != set()
+
+
+def test_trained_lora_stays_zero_there(tmp_path: Path) -> None:
+    """No gradient reaches it, so that a usual LoRA of all linear layers merges rightly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = adapted("jamba", "LORA", "all-linear", {})
+        train(model)
+        model.save_pretrained(str(tmp_path))
+        assert moved("jamba", tmp_path) < 1e-3
+    report = adaptertool.check_merge(tmp_path, base_of("jamba"))
+    assert report.verdict == "mergeable"
+    assert any(layer.module.endswith("dt_proj") for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["jamba", "mamba", "lfm2", "deberta-v2", "mobilebert", "qwen3_5_text", "llama", "clip"]
+)
+def test_table(model_type: str) -> None:
+    quiet()
+    assert _table()["models"].get(model_type, {}) == entry_of(model_type)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_table_says_is_so(name: str) -> None:
+    """Layers of the table are never called, and the outputs depend on them; all others that they depend on are called."""
+    model = load(name)
+    called: set[str] = set()
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda *_, path=path: called.add(path))
+    plain = outputs(model)
+    config = model.config.to_dict()
+    for path, module in model.named_modules():
+        if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d)):
+            continue
+        if path in called:
+            assert not is_read(config, path)
+            continue
+        weight = module.weight.detach().clone()
+        with torch.no_grad():
+            module.weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)) * 0.3)
+        changes = not torch.allclose(outputs(model), plain, atol=1e-6)
+        with torch.no_grad():
+            module.weight.copy_(weight)
+        assert changes == is_read(config, path), path
+    assert any(is_read(config, path) for path, _ in model.named_modules())
