@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adaptertool.methods.merging import BiasUpdate, MergeRule
 
 _READ = (
-    "the model's code reads its weight and never calls it: the adapter, which acts when the layer is called, does nothing "
+    "the model's code reads the layer's weight and never calls the layer: the adapter, which acts in that call, does nothing "
     "until it is merged, and changes the outputs then"
 )
 _SHARED = "are one tensor (tie_word_embeddings): merged into one, the update changes the other as well"
