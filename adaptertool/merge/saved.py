@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapted import AdaptedLayer
     from adaptertool.methods.merging import MergeRule
 
-_HEADS_OF_TASKS = ("classifier", "score", "qa_outputs")
+HEADS_OF_TASKS = ("classifier", "score", "qa_outputs")
 """What PEFT adds to the entries for a task, whatever the model calls its head (`peft/peft_model.py`)."""
 
 
@@ -47,7 +47,7 @@ def open_entries(adapter: Adapter, rule: MergeRule, weighted: Iterable[str]) -> 
     return tuple(
         entry
         for entry in saved_entries(adapter)
-        if entry not in _HEADS_OF_TASKS and not any(path.endswith(entry) for path in known)
+        if entry not in HEADS_OF_TASKS and not any(path.endswith(entry) for path in known)
     )
 
 

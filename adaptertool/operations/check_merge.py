@@ -25,6 +25,15 @@ from adaptertool.merge.ties import SharedTensors
 from adaptertool.merge.tokens import is_token_layer, trained_tokens, without_copies
 from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
 from adaptertool.merge.ways_out import ways_out
+from adaptertool.merge.whole import (
+    lacking,
+    lacking_findings,
+    lacking_tokens,
+    lacking_unknown,
+    misfits,
+    nested,
+    other_labels,
+)
 from adaptertool.methods import method_of
 from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.methods.merging import wrong_length
@@ -186,7 +195,8 @@ def check_merge(
     weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
     entries = open_entries(opened, rule, weighted)
     unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
-    if ask_model and (targets.open or attached.open or attached.undecided or entries or unsure):
+    unheld = lacking(opened, layers, {layer.module for layer in everything}, None)
+    if ask_model and (targets.open or attached.open or attached.undecided or entries or unheld or unsure):
         modules = [layer.module for layer in adapted]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
@@ -203,6 +213,7 @@ def check_merge(
             (one, known.get(one.module) or _ask(opened, layers, one, rule, targets, live.layers.get(one.module)))
             for one in everything
         ]
+        unheld = lacking(opened, layers, {layer.module for layer in everything}, live.layers)
     load = dtype or load_dtype(base_model.config)
     trial = Trial(
         opened,
@@ -216,6 +227,9 @@ def check_merge(
     results = trial.run(pairs)
     missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
     checked = _with_open_questions(opened, rule, attached, targets, results)
+    labels = tuple(other_labels(opened, layers))
+    checked = (*checked, *(one for one in labels if isinstance(one, LayerResult)))
+    unfit = {result.module for result in results if result.code == "ADP203"}
     folder = base_model.folder
     report = MergeReport(
         describe_target(opened),
@@ -233,13 +247,18 @@ def check_merge(
         ),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
-        checked if live is not None else (*checked, *unknown_entries(entries)),
+        checked if live is not None else (*checked, *unknown_entries(entries), *lacking_unknown(unheld)),
         (
             *_findings(everything, results, rule),
             *_loading_findings(adapted, attached, checked, targets, layers, live),
             *([Finding("ADP207", targets.refused)] if targets.refused is not None else []),
             *_targeted_containers(attached, rule, targets, layers),
             *_lost_biases(opened, base_model, results),
+            *misfits(opened, layers, shared, {layer.module for layer in everything}, unfit),
+            *(one for one in labels if isinstance(one, Finding)),
+            *nested(opened),
+            *(lacking_findings(unheld) if live is not None else ()),
+            *lacking_tokens(opened),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
             *broken_beside(opened, load, math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES),
         ),
