@@ -29,6 +29,8 @@ class Attached:
     Attributes:
         layers: The layers that it attaches to, with the tensors that it loads; those that nobody trained have none.
         lacking: The tensors that it makes and the file lacks, by module.
+        named: Those of these modules whose tensors have the name that PEFT gives an adapter in theirs, as in a model's own
+            state dict (`lora_A.default.weight`).
         ignored: Names of the tensors in the file that it leaves out.
         ignored_layers: How many layers it leaves out altogether.
         undecided: Whether it is not certain of a layer of the file that it attaches to it.
@@ -37,6 +39,7 @@ class Attached:
 
     layers: tuple[AdaptedLayer, ...]
     lacking: Mapping[str, tuple[str, ...]]
+    named: frozenset[str]
     ignored: tuple[str, ...]
     ignored_layers: int
     undecided: bool
@@ -96,7 +99,12 @@ def attached_layers(
         if (missing := tuple(name for name in rule.made(fields, layer.tensors) if name not in layer.tensors))
         or (rule.own_tensors and not layer.tensors)
     }
-    return Attached(tuple(everything), lacking, tuple(ignored), left_out, undecided, tuple(open_ones))
+    named = frozenset(
+        layer.module
+        for layer in everything
+        if layer.module in lacking and any("default" in name.split(".") for name in layer.tensors)
+    )
+    return Attached(tuple(everything), lacking, named, tuple(ignored), left_out, undecided, tuple(open_ones))
 
 
 def _targeted(

@@ -296,6 +296,15 @@ def _with_open_questions(
         for module, names in attached.lacking.items()
         if not zero or (held[module] and not rule.zeros.issuperset(names))
     }
+    # Under 0.21.2, `_remap_adapter_state_dict_for_load` passes such names on as they are.
+    reason = (
+        "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: PEFT 0.21.2 can load them "
+        "only if the adapter is given that name; under another name it makes the layer anew, untrained"
+    )
+    checked = [
+        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in attached.named else one
+        for one in checked
+    ]
     reason = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
     checked = [
         replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
@@ -345,7 +354,7 @@ def _loading_findings(
         why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
         message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
         findings.append(Finding("ADP210", message, attached.ignored, len(attached.ignored)))
-    fresh = [one.module for one in checked if one.module in attached.lacking]
+    fresh = [one.module for one in checked if one.module in attached.lacking and one.module not in attached.named]
     if fresh:
         message = (
             f"The config targets {plural(len(fresh), 'layer')} of which the file lacks tensors, such as {fresh[0]}: PEFT "

@@ -13,7 +13,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 
 import adaptertool
-from tests.methods.written import ARGUMENTS, UNTARGETED, Written, base, peft_types, write
+from tests.methods.written import ARGUMENTS, UNTARGETED, Written, base, logits, peft_types, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +81,19 @@ def test_deft_of_a_rank_beyond_the_layer(
     path.write_text(json.dumps({**json.loads(path.read_text()), "r": loaded_for}))
     verdict = adaptertool.check_merge(tmp_path, bases("llama")).verdict
     assert verdict == ("not-mergeable" if merged(written) is None else "mergeable")
+
+
+def test_names_with_the_adapters_own_in_them(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    """As in the state dict of a PeftModel: whether PEFT loads them, the name decides that it gives the adapter."""
+    written = write(tmp_path, "LORA")
+    path = tmp_path / "adapter_model.safetensors"
+    state = {name.replace(".weight", ".default.weight"): tensor for name, tensor in load_file(path).items()}
+    save_file(state, path, {"format": "pt"})
+    assert torch.equal(logits(written.loaded(tmp_path)), written.logits)
+    assert not torch.equal(logits(written.loaded(tmp_path, adapter_name="other")), written.logits)
+    report = adaptertool.check_merge(tmp_path, bases("llama"))
+    assert (report.verdict, report.findings) == ("unknown", ())
+    assert all("only if the adapter is given that name" in (layer.reason or "") for layer in report.layers)
 
 
 @pytest.mark.parametrize("peft_type", TYPES)
