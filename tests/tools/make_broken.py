@@ -366,7 +366,7 @@ def value_cases() -> Iterator[Case]:
             if value is not None:
                 name = f"{what}-in-{dtype.lower().replace('_', '-')}"
                 content = {A: (dtype, [3], bytes(2 * len(value)) + value), B: (dtype, [1], bytes(len(value)))}
-                yield Case(name, f"{what} in {dtype}", with_weights(tensors(content)), findings=("ADP301",), merge=1)
+                yield Case(name, f"{what} in {dtype}", with_weights(tensors(content)), findings=("ADP301",))
     yield Case(
         "names-with-control-characters",
         "names that would steer a terminal",
@@ -410,7 +410,6 @@ def projection_cases() -> Iterator[Case]:
         projections(element=struct.pack("<f", float("nan"))),
         "ADP102",
         "ADP301",
-        merge=1,
     )
     for dtype, size in {"I32": 4, "F8_E4M3": 1, "BOOL": 1, "C64": 8}.items():
         yield unknown(
