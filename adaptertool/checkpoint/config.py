@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from json.decoder import scanstring  # type: ignore[attr-defined]
+from json.decoder import scanstring  # type: ignore[attr-defined] # public in CPython, left out of typeshed
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError

@@ -222,7 +222,7 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 def _common(local: list[str]) -> Path | None:
     """The deepest folder that all local targets are in, absolute."""
     # abspath here too: the symlinks that the user named stay in the places of outputs.
-    folders = [os.path.abspath(name if Path(name).is_dir() else Path(name).parent) for name in local]  # noqa: PTH100
+    folders = [os.path.abspath(name if Path(name).is_dir() else Path(name).parent) for name in local]  # noqa: PTH100 - as above
     try:
         return Path(os.path.commonpath(folders)) if folders else None
     except ValueError:  # drives of their own
@@ -231,7 +231,7 @@ def _common(local: list[str]) -> Path | None:
 
 def _place(folder: Path, top: Path | None) -> str:
     # abspath, because resolve() would follow the symlinks that the user named.
-    path = Path(os.path.abspath(folder.parent if folder.is_file() else folder))  # noqa: PTH100
+    path = Path(os.path.abspath(folder.parent if folder.is_file() else folder))  # noqa: PTH100 - as above
     return path.relative_to(top).as_posix() if top is not None else path.name or "."
 
 

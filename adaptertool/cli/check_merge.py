@@ -53,7 +53,7 @@ class _CheckMerge:
 
         check_options(self.dtype, self.threshold)
 
-    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> MergeReport:  # noqa: ARG002
+    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> MergeReport:  # noqa: ARG002 - for commands that write
         from adaptertool.operations.check_merge import check_merge
 
         progress.phase("checking", 0)
@@ -122,7 +122,7 @@ def command(
             help="Read every bias of a base on the Hub, a request each; by default only if there are no more than 64.",
         ),
     ] = False,
-    format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002
+    format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002 - typer names the option by it
     recursive: Recursive = False,
     jobs: Jobs = None,
     revision: Revision = None,

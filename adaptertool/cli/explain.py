@@ -24,7 +24,7 @@ def command(
             metavar="CODE", help="Such as ADP103; all codes without.", show_default=False, autocompletion=codes
         ),
     ] = None,
-    format: Annotated[DocumentFormat, typer.Option("--format", help="How to print the result.")] = DocumentFormat.text,  # noqa: A002
+    format: Annotated[DocumentFormat, typer.Option("--format", help="How to print the result.")] = DocumentFormat.text,  # noqa: A002 - typer names the option by it
 ) -> None:
     """What a finding code means, why it matters, what to do."""
     from adaptertool.cli.output import print_json, print_text

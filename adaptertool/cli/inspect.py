@@ -70,7 +70,7 @@ class _Inspect:
         if self.for_torch is not None:
             parse_version(self.for_torch)
 
-    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Inspection:  # noqa: ARG002
+    def one(self, found: Found, selection: Selection, progress: Progress, *, in_tree: bool) -> Inspection:  # noqa: ARG002 - for commands that write
         from adaptertool.operations.inspect import inspect
 
         return inspect(
@@ -116,7 +116,7 @@ def command(
         ),
     ] = FailOn.never,
     for_torch: ForTorch = None,
-    format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002
+    format: FindingsFormatOption = FindingsFormat.text,  # noqa: A002 - typer names the option by it
     recursive: Recursive = False,
     jobs: Jobs = None,
     revision: Revision = None,

@@ -119,7 +119,7 @@ def command(
     ] = None,
     dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
-    format: FormatOption = Format.text,  # noqa: A002
+    format: FormatOption = Format.text,  # noqa: A002 - typer names the option by it
     recursive: Recursive = False,
     jobs: Jobs = None,
     revision: Revision = None,

@@ -119,7 +119,7 @@ def command(
             help="Overwrite an existing output; with --keep-one-copy, keep the canonical pair even where copies differ.",
         ),
     ] = False,
-    format: FormatOption = Format.text,  # noqa: A002
+    format: FormatOption = Format.text,  # noqa: A002 - typer names the option by it
     recursive: Recursive = False,
     jobs: Jobs = None,
     revision: Revision = None,

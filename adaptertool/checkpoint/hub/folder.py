@@ -72,6 +72,8 @@ class HubFolder:
             GatedError, UnauthorizedError, NetworkError: as it happens.
         """
         from huggingface_hub.errors import HFValidationError
+
+        # Its __init__ loads names lazily, and mypy takes them for ones that it does not export.
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         try:

@@ -212,6 +212,8 @@ def _without_addresses() -> Iterator[None]:
 def _progress_on_terminals() -> Iterator[None]:
     """Keep huggingface_hub's progress bars to terminals; with an upload it draws them everywhere (2.4.0)."""
     from huggingface_hub import constants
+
+    # Its __init__ loads names lazily, and mypy takes them for ones that it does not export.
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
         disable_progress_bars,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def hub_session() -> Any:
     """huggingface_hub's session: a client of httpx2 or httpx, or a session of requests."""
+    # Its __init__ loads names lazily, and mypy takes them for ones that it does not export.
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     return get_session()

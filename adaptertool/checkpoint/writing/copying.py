@@ -127,7 +127,7 @@ class Tree:
         if text.is_absolute():
             return False
         source = Path(os.path.abspath(self.source))  # noqa: PTH100 - by name: links on the way are copied as links
-        found = Path(os.path.abspath(source / link.relative_to(self.source).parent / text))  # noqa: PTH100
+        found = Path(os.path.abspath(source / link.relative_to(self.source).parent / text))  # noqa: PTH100 - by name too
         if not os.path.lexists(found) or not found.is_relative_to(source) or found == source:
             return False
         parts = found.relative_to(source).parts
