@@ -1,4 +1,4 @@
-"""Would an adapter merge into its base model? The base's layers from its headers and config, names, flags, the dry run.
+"""Would an adapter merge into its base model? Answered from headers, configs and what is read of the values.
 
-base files -> Base -> resolve (file) + flags (code) -> decide -> dry run -> MergeReport
+base (its layers) -> adapter (what PEFT attaches to them) -> trial (the merge, layer by layer) -> result, ways out
 """

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.resolve import Names
+from adaptertool.merge.base.names import Names
 from adaptertool.merge.result import WayOut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from adaptertool.merge.decide import BaseLayers, Layer
+    from adaptertool.merge.base.layers import BaseLayers, Layer
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 

@@ -18,9 +18,9 @@ from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import TORCH_DTYPES
 from adaptertool.checkpoint.writing.serialize import NewTensor
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import PEFT_PREFIX
-from adaptertool.merge.flags import ModelCode
-from adaptertool.merge.resolve import Names, modules_of
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
+from adaptertool.merge.base.code import ModelCode
+from adaptertool.merge.base.names import Names, modules_of
 from adaptertool.methods.base import CannotDrawError, copies_of_the_base
 from adaptertool.operations.base_layers import base_of
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.base import Base
+    from adaptertool.merge.base.files import Base
     from adaptertool.progress import Progress
 
 METADATA_KEY = "adaptertool.base"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import AdapterToolError, NotFoundError
-from adaptertool.merge.adapted import PEFT_PREFIX
-from adaptertool.merge.base import open_base
-from adaptertool.merge.resolve import Names, is_quantized, modules_of
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
+from adaptertool.merge.base.files import open_base
+from adaptertool.merge.base.names import Names, is_quantized, modules_of
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
-    from adaptertool.merge.base import Base
+    from adaptertool.merge.base.files import Base
     from adaptertool.methods.base import Projections
     from adaptertool.projection.stored import Stored
 

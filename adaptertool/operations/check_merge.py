@@ -11,21 +11,12 @@ from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
-from adaptertool.merge.attached import attached_layers
-from adaptertool.merge.base import open_base
-from adaptertool.merge.decide import BaseLayers
-from adaptertool.merge.flags import ModelCode
-from adaptertool.merge.hazards import Hazards
-from adaptertool.merge.live import build_live_model
-from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
-from adaptertool.merge.saved import broken_beside, open_entries, saved_modules, unknown_entries
-from adaptertool.merge.targets import Targets, unknown_settings
-from adaptertool.merge.ties import SharedTensors
-from adaptertool.merge.tokens import is_token_layer, trained_tokens, without_copies
-from adaptertool.merge.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
-from adaptertool.merge.ways_out import ways_out
-from adaptertool.merge.whole import (
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
+from adaptertool.merge.adapter.attached import attached_layers
+from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
+from adaptertool.merge.adapter.targets import Targets, unknown_settings
+from adaptertool.merge.adapter.tokens import is_token_layer, trained_tokens, without_copies
+from adaptertool.merge.adapter.whole import (
     lacking,
     lacking_findings,
     lacking_tokens,
@@ -34,6 +25,15 @@ from adaptertool.merge.whole import (
     nested,
     other_labels,
 )
+from adaptertool.merge.base.code import ModelCode
+from adaptertool.merge.base.files import open_base
+from adaptertool.merge.base.layers import BaseLayers
+from adaptertool.merge.base.live import build_live_model
+from adaptertool.merge.base.ties import SharedTensors
+from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.trial.hazards import Hazards
+from adaptertool.merge.trial.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
+from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
 from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.methods.merging import wrong_length
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.target import Target
-    from adaptertool.merge.adapted import AdaptedLayer
-    from adaptertool.merge.attached import Attached
-    from adaptertool.merge.base import Base
-    from adaptertool.merge.decide import Layer
-    from adaptertool.merge.flags import CodeLayer
-    from adaptertool.merge.live import LiveModel
+    from adaptertool.merge.adapter.adapted import AdaptedLayer
+    from adaptertool.merge.adapter.attached import Attached
+    from adaptertool.merge.base.code import CodeLayer
+    from adaptertool.merge.base.files import Base
+    from adaptertool.merge.base.layers import Layer
+    from adaptertool.merge.base.live import LiveModel
     from adaptertool.merge.result import Verdict, WayOut
     from adaptertool.methods.merging import MergeRule
     from adaptertool.operations.inspect import AdapterReport, TargetReport

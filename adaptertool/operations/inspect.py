@@ -14,7 +14,7 @@ from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import UsageError
 from adaptertool.findings import Finding
-from adaptertool.merge.adapted import adapted_layers
+from adaptertool.merge.adapter.adapted import adapted_layers
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
 from adaptertool.methods.biases import lost_biases, words_about

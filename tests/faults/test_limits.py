@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptertool import check_merge, inspect, restore, slim
-from adaptertool.merge.live import build_live_model
+from adaptertool.merge.base.live import build_live_model
 from tests.faults.conftest import refusal
 from tests.tools.make_broken import (
     BASE_CONFIG,
@@ -37,7 +37,7 @@ MEASURED = """
 import resource, sys
 sys.path[:0] = {path!r}
 import adaptertool.operations.slim, adaptertool.operations.restore, adaptertool.operations.check_merge
-import adaptertool.report.text, adaptertool.report.json, adaptertool.projection.reproduce, adaptertool.merge.trial
+import adaptertool.report.text, adaptertool.report.json, adaptertool.projection.reproduce, adaptertool.merge.trial.trial
 from adaptertool.cli import main
 main(["inspect", "--verify", "none", "nowhere"])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adaptertool.merge import trial
+from adaptertool.merge.trial import trial
 from adaptertool.operations.check_merge import check_merge
 from tests.hub.conftest import files_of
 from tests.hub.server import Sparse

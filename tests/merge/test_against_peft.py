@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from adaptertool.merge.dry_run import merge_bias, values_of
+from adaptertool.merge.trial.arithmetic import merge_bias, values_of
 from adaptertool.operations.check_merge import check_merge
 from tests.merge.models import RECIPES, merge_by_peft, save_adapter, save_base, whole_merge_fails
 

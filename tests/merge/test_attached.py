@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from adaptertool.checkpoint.config import AdapterConfig
 from adaptertool.errors import CorruptError
-from adaptertool.merge.targets import Targets
+from adaptertool.merge.adapter.targets import Targets
 from adaptertool.operations.check_merge import MergeReport, check_merge
 from tests.merge.models import RECIPES, load_failure, merge_by_peft, save_adapter, whole_merge_fails
 from tests.tools.generate_default_targets import TABLE, default_targets

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adaptertool.merge import trial
+from adaptertool.merge.trial import trial
 from adaptertool.operations.check_merge import MergeReport, check_merge
 from tests.merge.models import RECIPES, Recipe, load_failure, merge_by_peft, save_adapter, save_base, whole_merge_fails
 

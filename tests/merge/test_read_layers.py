@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import adaptertool
-from adaptertool.merge.read_layers import _table, is_read
+from adaptertool.merge.base.read_layers import _table, is_read
 from tests.methods.written import ARGUMENTS, shake
 from tests.tools.generate_read_layers import entry_of
 from tests.tools.model_trees import quiet

@@ -1,4 +1,4 @@
-"""Write `adaptertool/merge/bias_table.json`: which layers of which model have a bias, and which flag decides it.
+"""Write `adaptertool/merge/base/bias_table.json`: which layers of which model have a bias, and which flag decides it.
 
     python -m tests.tools.generate_bias_table [MODEL_TYPE …]
 
@@ -22,8 +22,8 @@ from transformers import CONFIG_MAPPING
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from adaptertool.merge.resolve import Names
-from adaptertool.merge.ties import Tie, ties_of
+from adaptertool.merge.base.names import Names
+from adaptertool.merge.base.ties import Tie, ties_of
 from tests.tools.model_trees import (
     BUILD_ERRORS,
     build,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     Patterns = dict[str, tuple[str, bool | None]]
 
-TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "bias_table.json"
+TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "base" / "bias_table.json"
 
 
 def bias_flags(config: PreTrainedConfig) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Write `adaptertool/merge/default_targets.json`: the fields of each config, those that decide about targets, default targets.
+"""Write `adaptertool/merge/adapter/default_targets.json`: what PEFT's configs have, and what they target by default.
 
 python -m tests.tools.generate_default_targets
 """
@@ -17,9 +17,9 @@ from peft.utils.transformers_weight_conversion import (
 )
 from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
-from adaptertool.merge.targets import FIELDS
+from adaptertool.merge.adapter.targets import FIELDS
 
-TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "default_targets.json"
+TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "adapter" / "default_targets.json"
 
 
 def default_targets() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write `adaptertool/merge/read_layers.json`: layers whose weight a model's code reads, and which it never calls.
+"""Write `adaptertool/merge/base/read_layers.json`: layers whose weight a model's code reads, and which it never calls.
 
 python -m tests.tools.generate_read_layers
 
@@ -33,7 +33,7 @@ from tests.tools.model_trees import (
     shrunk,
 )
 
-TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "read_layers.json"
+TABLE = Path(__file__).parents[2] / "adaptertool" / "merge" / "base" / "read_layers.json"
 
 _SETUP = ("__init__", "_init_weights", "resize_", "set_", "get_output_embeddings", "get_input_embeddings", "tie_")
 """What the methods begin with that make layers and compute nothing."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.merge.base import Base
-from adaptertool.merge.decide import BaseLayers
-from adaptertool.merge.flags import ModelCode
+from adaptertool.merge.base.code import ModelCode
+from adaptertool.merge.base.files import Base
+from adaptertool.merge.base.layers import BaseLayers
 from tests.tools.model_trees import (
     BUILD_ERRORS,
     build,

@@ -12,8 +12,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.merge.flags import CodeLayer
-from adaptertool.merge.ties import ties_of
+from adaptertool.merge.base.code import CodeLayer
+from adaptertool.merge.base.ties import ties_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from adaptertool.merge.flags import Kind
-    from adaptertool.merge.ties import Tie
+    from adaptertool.merge.base.code import Kind
+    from adaptertool.merge.base.ties import Tie
 
 _TASK_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",

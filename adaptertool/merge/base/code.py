@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertool.merge.resolve import Names
-from adaptertool.merge.ties import Tie
+from adaptertool.merge.base.names import Names
+from adaptertool.merge.base.ties import Tie
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -11,8 +11,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.findings import Finding
+from adaptertool.merge.adapter.saved import HEADS_OF_TASKS, saved_entries
 from adaptertool.merge.result import LayerResult
-from adaptertool.merge.saved import HEADS_OF_TASKS, saved_entries
 from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
-    from adaptertool.merge.decide import BaseLayers
-    from adaptertool.merge.flags import CodeLayer
-    from adaptertool.merge.ties import SharedTensors
+    from adaptertool.merge.base.code import CodeLayer
+    from adaptertool.merge.base.layers import BaseLayers
+    from adaptertool.merge.base.ties import SharedTensors
 
 PREFIX = "base_model.model."
 

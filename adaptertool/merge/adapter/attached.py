@@ -6,17 +6,17 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.adapted import AdaptedLayer
-from adaptertool.merge.resolve import Names, split_path
+from adaptertool.merge.adapter.adapted import AdaptedLayer
+from adaptertool.merge.base.names import Names, split_path
 from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.decide import BaseLayers
-    from adaptertool.merge.flags import CodeLayer
-    from adaptertool.merge.targets import Targets
+    from adaptertool.merge.adapter.targets import Targets
+    from adaptertool.merge.base.code import CodeLayer
+    from adaptertool.merge.base.layers import BaseLayers
     from adaptertool.methods.merging import MergeRule
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")

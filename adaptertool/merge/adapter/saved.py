@@ -10,15 +10,15 @@ import math
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
-from adaptertool.merge.extremes import INFINITE_FROM, largest
 from adaptertool.merge.result import LayerResult
+from adaptertool.merge.trial.extremes import INFINITE_FROM, largest
 from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.adapted import AdaptedLayer
+    from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.methods.merging import MergeRule
 
 HEADS_OF_TASKS = ("classifier", "score", "qa_outputs")

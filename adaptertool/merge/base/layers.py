@@ -8,15 +8,15 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.errors import CorruptError
-from adaptertool.merge.quantised import FORWARD_ONLY, REQUANTISED, STORED_BY_NAME, quantisation_of
-from adaptertool.merge.resolve import Names, Resolution, is_quantized, modules_of
+from adaptertool.merge.base.names import Names, Resolution, is_quantized, modules_of
+from adaptertool.merge.base.quantised import FORWARD_ONLY, REQUANTISED, STORED_BY_NAME, quantisation_of
 from adaptertool.patterns import match
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from adaptertool.merge.base import Base
-    from adaptertool.merge.flags import CodeLayer, ModelCode
+    from adaptertool.merge.base.code import CodeLayer, ModelCode
+    from adaptertool.merge.base.files import Base
     from adaptertool.merge.result import LayerType, Status
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptertool.merge.extremes import LARGEST
+from adaptertool.merge.trial.extremes import LARGEST
 from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits, rounded, to_bits
 
 if TYPE_CHECKING:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.flags import runs_by_ties, scales_embeddings
-from adaptertool.merge.read_layers import is_read
-from adaptertool.merge.ties import pattern_of
-from adaptertool.merge.tokens import is_token_layer
+from adaptertool.merge.adapter.tokens import is_token_layer
+from adaptertool.merge.base.code import runs_by_ties, scales_embeddings
+from adaptertool.merge.base.read_layers import is_read
+from adaptertool.merge.base.ties import pattern_of
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.adapted import AdaptedLayer
-    from adaptertool.merge.decide import BaseLayers, Layer
-    from adaptertool.merge.ties import SharedTensors, Tie
-    from adaptertool.merge.tokens import TrainedTokens
+    from adaptertool.merge.adapter.adapted import AdaptedLayer
+    from adaptertool.merge.adapter.tokens import TrainedTokens
+    from adaptertool.merge.base.layers import BaseLayers, Layer
+    from adaptertool.merge.base.ties import SharedTensors, Tie
     from adaptertool.methods.merging import BiasUpdate, MergeRule
 
 _READ = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from adaptertool.merge.decide import BaseLayers
+    from adaptertool.merge.base.layers import BaseLayers
 
 Leaf = Literal["weight", "bias"]
 

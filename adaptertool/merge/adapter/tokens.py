@@ -10,15 +10,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.merge.adapted import AdaptedLayer
+from adaptertool.merge.adapter.adapted import AdaptedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
-    from adaptertool.merge.targets import Targets
-    from adaptertool.merge.ties import SharedTensors
+    from adaptertool.merge.adapter.targets import Targets
+    from adaptertool.merge.base.ties import SharedTensors
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<name>(?:token_adapter\.)?trainable_tokens_delta)")
 

@@ -56,7 +56,7 @@ def largest(weights: Weights, name: str, bound: float) -> float:
         return math.nan
     import numpy as np
 
-    from adaptertool.merge.dry_run import values_of
+    from adaptertool.merge.trial.arithmetic import values_of
     from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
     info = weights.tensors[name]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from adaptertool.checkpoint.config import AdapterConfig
-    from adaptertool.merge.flags import CodeLayer
+    from adaptertool.merge.base.code import CodeLayer
 
 FIELDS = (
     "target_modules",

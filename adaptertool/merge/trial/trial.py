@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.finite import first_not_finite
-from adaptertool.merge.extremes import INFINITE_FROM, largest, odd_factor, usual_size
+from adaptertool.merge.adapter.tokens import is_token_layer, misfit_of_tokens
 from adaptertool.merge.result import HAZARD, LayerResult
-from adaptertool.merge.tokens import is_token_layer, misfit_of_tokens
+from adaptertool.merge.trial.extremes import INFINITE_FROM, largest, odd_factor, usual_size
 from adaptertool.methods import method_of
 from adaptertool.words import plural
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
-    from adaptertool.merge.adapted import AdaptedLayer
-    from adaptertool.merge.base import Base
-    from adaptertool.merge.decide import Layer
-    from adaptertool.merge.hazards import Hazards
+    from adaptertool.merge.adapter.adapted import AdaptedLayer
+    from adaptertool.merge.base.files import Base
+    from adaptertool.merge.base.layers import Layer
+    from adaptertool.merge.trial.hazards import Hazards
     from adaptertool.methods.merging import BiasUpdate, MergeRule, Product
 
 REMOTE_SCAN_BYTES = 64 << 20
@@ -405,7 +405,7 @@ class Trial:
     def _has_zero_column(self, tensor: TensorInfo) -> bool:
         import numpy as np
 
-        from adaptertool.merge.dry_run import values_of
+        from adaptertool.merge.trial.arithmetic import values_of
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
         if DTYPE_NAMES.get(tensor.dtype) not in FLOATS or len(tensor.shape) != 2:
@@ -442,7 +442,7 @@ class Trial:
         """Whether the weight that is merged into is finite, where it was read, and whether what is added overflows."""
         import numpy as np
 
-        from adaptertool.merge.dry_run import merge_product, merge_rescaled, values_of
+        from adaptertool.merge.trial.arithmetic import merge_product, merge_rescaled, values_of
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
 
         product = self._product(adapted)
@@ -519,7 +519,7 @@ class Trial:
     ) -> LayerResult:
         import numpy as np
 
-        from adaptertool.merge.dry_run import merge_bias, values_of
+        from adaptertool.merge.trial.arithmetic import merge_bias, values_of
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
         tensor = adapted.tensors.get(update.tensor)
