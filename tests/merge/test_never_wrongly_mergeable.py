@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import transformers
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import adaptertool
@@ -129,7 +131,7 @@ def test_two_candidates_decide_nothing(
     assert {layer.status for layer in report.layers} == {"unknown"}
 
 
-def test_an_unknown_model_type_with_a_contradicting_flag_is_unknown(
+def test_a_bias_in_the_file_of_a_model_whose_code_is_not_known_decides_nothing(
     tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
 ) -> None:
     adapter = beft_of("llama-attention-bias")
@@ -138,9 +140,25 @@ def test_an_unknown_model_type_with_a_contradicting_flag_is_unknown(
     lacking = rewrite(base_of("llama"), tmp_path / "b", same, model_type="custom", attention_bias=True)
     assert check_merge(adapter, lacking).verdict == "unknown"
     agreeing = rewrite(base_of("llama-attention-bias"), tmp_path / "c", same, model_type="custom")
-    assert check_merge(adapter, agreeing).verdict == "mergeable"
+    assert check_merge(adapter, agreeing).verdict == "unknown"
     without = rewrite(base_of("llama"), tmp_path / "d", same, model_type="custom")
     assert check_merge(adapter, without).verdict == "not-mergeable"
+
+
+def test_code_of_its_own_makes_no_bias_out_of_a_file(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    name = "llama-attention-bias"
+    code = {"AutoModelForCausalLM": "modeling.Model"}
+    base = rewrite(base_of(name), tmp_path / "base", same, model_type="of-its-own", auto_map=code)
+    # Llama's own class stands for code that makes none whatever the config says.
+    live = transformers.LlamaForCausalLM.from_pretrained(base, attention_bias=False)
+    model = PeftModel.from_pretrained(live, beft_of(name))
+    with pytest.raises(ValueError, match="Base layer has no bias"):
+        model.merge_and_unload(safe_merge=True)
+    report = check_merge(beft_of(name), base)
+    assert (report.verdict, report.exit_code) == ("unknown", 3)
+    assert {layer.has_bias for layer in report.layers} == {None}
 
 
 def test_a_base_with_fewer_layers_lacks_some(

@@ -62,16 +62,19 @@ def answers(config: Mapping[str, Any], names: Iterable[str], modules: Mapping[st
         modules: The linear layers, and whether each has a bias.
     """
     base = Base(LocalFolder(Path()), config, dict.fromkeys(names, ""))
-    layers = BaseLayers(base, ModelCode(config))
+    code = ModelCode(config)
+    layers = BaseLayers(base, code)
     count: Counter[str] = Counter()
     for module, bias in modules.items():
         layer = layers.needs_bias(module, kinds=("linear",), trained=True)
-        if layer.status == "unknown":
+        # That a bias is in the file is no answer where the code is not known; here it is whether it was found.
+        found = layer.status == "ok" or (not code.known and layer.bias is not None)
+        if layer.status == "unknown" and not found:
             count["unknown"] += 1
-        elif (layer.status == "ok") is bias:
+        elif found is bias:
             count["right"] += 1
         else:
-            count["wrong has" if layer.status == "ok" else "wrong has not"] += 1
+            count["wrong has" if found else "wrong has not"] += 1
     return count
 
 

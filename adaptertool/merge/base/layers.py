@@ -158,7 +158,7 @@ class BaseLayers:
         unsupported = self._unsupported(layer, code, kinds, quantised)
         if unsupported is not None:
             return unsupported
-        has_bias = code.bias if code is not None else (layer.bias is not None if found.module else None)
+        has_bias = code.bias if code is not None else (False if found.module and layer.bias is None else None)
         layer = replace(layer, has_bias=has_bias, status="ok")
         if found.module is not None:
             # The table has the layers of default configs: others, such as T5's gated ones, come with other settings.
@@ -367,6 +367,10 @@ class BaseLayers:
         )
 
     def _by_file(self, layer: Layer, found: Resolution) -> Layer:
+        """For code that does not say: that a file lacks a bias is an answer, that it holds one is none.
+
+        `save_pretrained` writes all that the code makes, and `from_pretrained` leaves out what it does not make.
+        """
         if found.module is None:
             return self._unresolved(layer, found)
         if self.code.known:
@@ -384,7 +388,11 @@ class BaseLayers:
                 layer, reason=f"the base stores {holds} bias and its config says {against[0]}: {says}; its code decides"
             )
         if layer.bias is not None:
-            return replace(layer, status="ok", has_bias=True)
+            return replace(
+                layer,
+                reason="the base stores a bias for it, and its code, which is not known here, decides whether the layer is "
+                "made with one: the loaded model tells, as get_submodule(path).bias",
+            )
         return replace(layer, status="blocked", code="ADP201", has_bias=False, reason="the base layer has no bias")
 
     def _beyond(self, layer: Layer) -> Layer:
