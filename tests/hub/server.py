@@ -266,7 +266,7 @@ class HubServer:
         faults: What goes wrong; the first one that fits an answer is used.
         log: All requests, in order of their end.
         page: Entries on one page of a tree.
-        small: Files below this many bytes are stored in git, all others in large file storage.
+        etag: What the ETag of a file in git is; the Hub's is git's hash.
     """
 
     def __init__(self) -> None:
@@ -276,6 +276,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.log: list[Logged] = []
         self.page = 1000
+        self.etag: Callable[[Content], str] = lambda file: file.blob_id
         self.uploads: dict[str, bytes] = {}
         self.active = 0
         self.lock = threading.Lock()
@@ -667,7 +668,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             headers = {"X-Repo-Commit": sha}
             if not is_lfs(path, file):
-                self.serve("resolve", file, {**headers, "ETag": f'"{file.blob_id}"'})
+                self.serve("resolve", file, {**headers, "ETag": f'"{hub.etag(file)}"'})
                 return
             headers["X-Linked-Size"] = str(file.size)
             headers["X-Linked-Etag"] = f'"{file.sha256}"'

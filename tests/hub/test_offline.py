@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -115,6 +116,44 @@ def test_what_the_cache_holds_is_held_against_its_digest(
             assert (code, document["error"]["kind"]) == (3, "corrupt")
             assert str(blobs[len(files[WEIGHTS])]) in document["error"]["hint"]
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("others", [{}, {"README.md": b"# mine"}], ids=["alone", "beside others"])
+def test_offline_a_small_file_is_held_against_its_name(
+    hub: HubServer,
+    randlora: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    others: dict[str, bytes],
+) -> None:
+    files = {WEIGHTS: (randlora / WEIGHTS).read_bytes(), CONFIG: (randlora / CONFIG).read_bytes(), **others}
+    hub.add("org/name", files)
+    download("org/name", *files)
+    request.getfixturevalue("offline")
+    for name in (CONFIG, WEIGHTS):
+        (snapshot,) = (tmp_path / "hf" / "hub").rglob(name)
+        data = bytearray(files[name])
+        data[-100] ^= 1
+        snapshot.resolve().write_bytes(data)
+        for arguments in (["inspect", "org/name"], ["slim", "org/name", "-o", str(tmp_path / "out")]):
+            code, document = run(capsys, *arguments)
+            assert (code, document["error"]["kind"]) == (3, "corrupt"), document
+            assert str(snapshot.resolve()) in document["error"]["hint"]
+        snapshot.resolve().write_bytes(files[name])
+    assert not (tmp_path / "out").exists()
+    assert run(capsys, "inspect", "org/name")[0] == 0
+
+
+def test_offline_the_names_in_a_mirrors_cache_prove_nothing(
+    hub: HubServer, randlora: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    hub.etag = lambda file: hashlib.sha1(b"salt" + file.part(0, file.size)).hexdigest()
+    files = {**files_of(randlora), "README.md": b"# mine"}
+    hub.add("org/name", files)
+    download("org/name", *files)
+    request.getfixturevalue("offline")
+    assert run(capsys, "inspect", "org/name")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.bytes import CHUNK, LocalBytes
-from adaptertool.checkpoint.hub.tree import COMMIT, SHA256, HubFile
+from adaptertool.checkpoint.bytes import CHUNK, LocalBytes, os_error
+from adaptertool.checkpoint.hub.digests import SHA1, SHA256
+from adaptertool.checkpoint.hub.tree import HubFile
 from adaptertool.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -31,16 +32,33 @@ class CachedBytes(LocalBytes):
         self._entry = HubFile(
             self.size,
             sha256=named if SHA256.fullmatch(named) else None,
-            blob_id=named if COMMIT.fullmatch(named) else None,
+            blob_id=named if SHA1.fullmatch(named) else None,
         )
 
     def is_whole(self) -> bool:
         """Whether it holds what its name says; also where that says nothing."""
-        with self._blob.open("rb") as file:
-            return self._entry.is_content(iter(lambda: file.read(CHUNK), b"")) is not False
+        return _holds(self._blob, self._entry)
+
+    def check(self) -> None:
+        """Hold the content against the name, where nothing else is left to hold it against.
+
+        A name of 40 digits may be a hash of something else than the content, as a mirror names it: but then it is one of all
+        other small files in the cache as well.
+
+        Raises:
+            CorruptError: it is another content.
+        """
+        if self.is_whole():
+            return
+        if self._entry.sha256 is None:
+            blobs = [blob for blob in self._blob.parent.iterdir() if SHA1.fullmatch(blob.name) and blob != self._blob]
+            others = [(blob, HubFile(blob.stat().st_size, blob_id=blob.name)) for blob in blobs]
+            if others and not any(_holds(blob, entry) for blob, entry in others):
+                return
+        raise self._damaged()
 
     def proven(self) -> Iterator[memoryview] | None:
-        """See `Bytes.proven`. A hash of git's length may be another one, of a mirror, and proves nothing."""
+        """See `Bytes.proven`. What has a hash of 40 digits was looked at when it was opened."""
         return self._hashed() if self._entry.sha256 is not None else None
 
     def _hashed(self) -> Iterator[memoryview]:
@@ -51,10 +69,21 @@ class CachedBytes(LocalBytes):
             running.update(piece)
             yield memoryview(piece)
         if running.hexdigest() != self._entry.sha256:
-            raise CorruptError(
-                f"{self.path} is not what the Hub holds: its digest is another one than the name of the cached file says",
-                hint=f"The disk damaged it, or something wrote to it. Delete {self._blob}, and run this again.",
-            )
+            raise self._damaged()
+
+    def _damaged(self) -> CorruptError:
+        return CorruptError(
+            f"{self.path} is not what the Hub holds: its digest is another one than the name of the cached file says",
+            hint=f"The disk damaged it, or something wrote to it. Delete {self._blob}, and run this again online.",
+        )
 
     def _copies(self) -> Iterator[bytes]:
         return (self.read(at, min(CHUNK, self.size - at)) for at in range(0, self.size, CHUNK))
+
+
+def _holds(blob: Path, entry: HubFile) -> bool:
+    try:
+        with blob.open("rb") as file:
+            return entry.is_content(iter(lambda: file.read(CHUNK), b"")) is not False
+    except OSError as error:
+        raise os_error(error, blob) from error

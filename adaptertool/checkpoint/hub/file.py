@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.bytes import CHUNK
+from adaptertool.checkpoint.bytes import CHUNK, two_readings
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.ahead import FIRST_SEGMENT, ReadAhead
 from adaptertool.checkpoint.hub.client import Answer, content_length
+from adaptertool.checkpoint.hub.digests import SHA1, SHA256, Reading, other_content, sha1_hashes
 from adaptertool.checkpoint.hub.patience import STEP, Patience, TransientError
-from adaptertool.checkpoint.hub.tree import COMMIT, SHA256, HubFile
+from adaptertool.checkpoint.hub.tree import COMMIT, HubFile
 from adaptertool.errors import CorruptError, NetworkError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class HubBytes:
         self._name = f"{folder.location}/{name}"
         self._direct: str | None = None
         self._etags: dict[str, str] = {}
+        self._named: str | None = None
         self._prefix = b""
         self._canary = b""
         self._prefix_lock = threading.Lock()
@@ -124,7 +126,7 @@ class HubBytes:
                     if due is not None:
                         whole.update(buffer[:filled])
                         if done == length and whole.hexdigest() != due:
-                            raise self._other_content()
+                            raise other_content(self._name)
                     yield buffer[:filled]
                     filled = 0
 
@@ -149,7 +151,7 @@ class HubBytes:
         entry = self._entry
         if entry.sha256 is not None:
             return self._hashed(entry.sha256)
-        if entry.blob_id is not None and entry.size <= SMALL:
+        if (entry.blob_id or self._named) and entry.size <= SMALL:
             return iter((memoryview(self._begin(0, entry.size)),))
         return None
 
@@ -164,7 +166,7 @@ class HubBytes:
                 waiting = pool.submit(running.update, piece)
                 yield piece
         if running.hexdigest() != sha256:
-            raise self._other_content()
+            raise other_content(self._name)
 
     @contextmanager
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[None]:
@@ -203,25 +205,37 @@ class HubBytes:
             return self._prefix[start : start + length]
 
     def _proven(self, data: bytes) -> bytes:
-        """The whole content, held against its digest.
+        """The whole content, held against what the server names for it.
 
         Raises:
             CorruptError: it is another content, twice.
         """
-        proven = self._entry.is_content((data,))
-        if proven is False:
-            self._direct = None
-            again = self._fetch(0, self.size)
-            # The Hub's own ETag of a small file is git's hash. That of a mirror may be any hash of 40 digits (Artifactory's
-            # is the content's plain SHA-1): until one was seen to be git's, two readings that agree count for more.
-            if self._entry.sha256 is None and again == data and not self._folder.names_git_hashes(self._name_here):
-                return data
-            data, proven = again, self._entry.is_content((again,))
-        if proven and self._entry.sha256 is None:
-            self._folder.git_hashes_seen = True
-        if proven is not False:
+        if self._entry.sha256 is not None:
+            if not self._entry.is_content((data,)):
+                data = self._whole_again()
+                if not self._entry.is_content((data,)):
+                    raise other_content(self._name)
             return data
-        raise self._other_content()
+        digests = self._folder.digests
+        reading = self._reading(data)
+        if not digests.bears_out(self._path, reading):
+            first, data = data, self._whole_again()
+            reading = self._reading(data)
+            if not digests.bears_out(self._path, reading):
+                if data != first:
+                    raise two_readings(self._name)
+                # The same damage, or hashes of something else than contents.
+                self._folder.look_at_hashes(self._name_here)
+        digests.take(self._path, reading)
+        return data
+
+    def _whole_again(self) -> bytes:
+        self._direct, self._named = None, None
+        self._etags.clear()
+        return self._fetch(0, self.size)
+
+    def _reading(self, data: bytes) -> Reading:
+        return Reading(self._name, sha1_hashes((data,), len(data)), self._named)
 
     def _rest(self, start: int, length: int) -> Iterator[memoryview]:
         plan = self._plan
@@ -303,14 +317,7 @@ class HubBytes:
         if total is None:
             return None
         sha256 = SHA256.fullmatch(first.get("x-linked-etag", "").strip('"'))
-        blob_id = COMMIT.fullmatch(headers.get("etag", "").strip('"')) if self._client.is_endpoint(answer.url) else None
-        return HubFile(total, sha256 and sha256[0], blob_id[0] if blob_id and sha256 is None else None)
-
-    def _other_content(self) -> CorruptError:
-        return CorruptError(
-            f"what arrived of {self._name} is not what the commit holds: its digest is another one",
-            hint="Try again; a proxy or mirror in between may have damaged or replaced it.",
-        )
+        return HubFile(total, sha256 and sha256[0])
 
     def _arrivals(self, start: int, length: int, patience: Patience) -> Iterator[bytes]:
         """The range as it arrives, in pieces of whatever length, exactly `length` bytes of it."""
@@ -382,6 +389,13 @@ class HubBytes:
         if fault is not None:
             raise self._client.broken(answer, self._subject, fault)
 
+    def _named_by(self, answer: Answer) -> str | None:
+        """The hash of 40 digits that comes with the file."""
+        first = answer.hub_headers.get("x-linked-etag", "")
+        own = answer.headers.get("etag", "") if self._client.is_endpoint(answer.url) else ""
+        tags = (tag.removeprefix("W/").strip('"') for tag in (first, own))
+        return next((tag for tag in tags if SHA1.fullmatch(tag)), None)
+
     def _contradiction(self, answer: Answer, start: int, length: int, entry: HubFile, commit: str) -> str | None:
         """What in the headers contradicts what was asked for, or what is known of the file."""
         headers, first = answer.headers, answer.hub_headers
@@ -420,4 +434,5 @@ class HubBytes:
         etag = headers.get("etag", "")
         if etag.startswith('"') and self._etags.setdefault(origin(answer.url), etag) != etag:
             return "the file changed between two reads"
+        self._named = self._named or self._named_by(answer)
         return None

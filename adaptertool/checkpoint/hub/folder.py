@@ -17,12 +17,12 @@ from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.cached import CachedBytes
 from adaptertool.checkpoint.hub.client import HubClient
+from adaptertool.checkpoint.hub.digests import Digests
 from adaptertool.checkpoint.hub.file import SMALL, HubBytes
 from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import repo_cache
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
 from adaptertool.errors import (
-    AdapterToolError,
     GatedError,
     NetworkError,
     NotFoundError,
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.bytes import Bytes
 
+TEXT = (".json", ".md", ".txt", ".gitattributes")
+"""How names of files end that are small, as a rule."""
+
 
 class HubFolder:
     """A folder of a model repo, pinned to one commit.
@@ -46,8 +49,7 @@ class HubFolder:
         named_revision: Branch, tag, commit or `refs/pr/N` as the user named it; None for the default branch.
         client: The connection to the Hub.
         known_commit: The commit, once it is known.
-        git_hashes_seen: Whether a file's content was seen to have the git hash that the server names for it; None as long
-            as none was looked at for that.
+        digests: What the server names for the repo's files, and what was read of them.
     """
 
     kind: Literal["local", "hub"] = "hub"
@@ -94,7 +96,7 @@ class HubFolder:
         self._tree: dict[str, HubFile | None] | None = None
         self._below: dict[str, HubFile | None] = {}
         self._lock = threading.RLock()
-        self.git_hashes_seen: bool | None = None
+        self.digests = Digests()
         self.known_commit: str | None = None
         if self.named_revision and COMMIT.fullmatch(self.named_revision):
             self.known_commit = self.named_revision
@@ -253,21 +255,41 @@ class HubFolder:
             )
         return known[name]
 
-    def names_git_hashes(self, but: str) -> bool:
-        """Whether the server's hashes are git's, as far as another small file of the repo shows.
+    def look_at_hashes(self, but: str) -> None:
+        """Look, once, at what shows whether the server's hashes are of contents: the tree, or another small file.
 
         Args:
-            but: The name of the file whose content has another hash than the one that is named for it.
+            but: The name of the file over which the question came up.
+
+        Raises:
+            CorruptError: what is learnt contradicts what was read before.
+            NetworkError: the Hub did not answer. (That it knows no tree is an answer.)
         """
-        if self.git_hashes_seen is None:
-            self.git_hashes_seen = False
-            with suppress(AdapterToolError):
-                others = {name: one for name, one in self._entries().items() if one is not None and name != but}
-                small = [(one.size, name) for name, one in others.items() if one.blob_id and 0 < one.size <= SMALL]
-                if small:
-                    other = self.open(min(small)[1])
+        if self.digests.asked:
+            return
+        self.digests.asked = True
+        self._look_at_hashes(but)
+        if self.subfolder and not self.digests.shown:
+            root = HubFolder(self.repo_id, revision=self.revision, token=self.client.token)
+            root.client, root.digests, root._opened = self.client, self.digests, self._opened
+            root._look_at_hashes(None)
+
+    def _look_at_hashes(self, but: str | None) -> None:
+        with suppress(NotFoundError, BadRequestError, UnauthorizedError, GatedError):
+            entries = self._entries()
+            if self.digests.shown:
+                return
+            # A server that has no tree names its files, at best.
+            small = [
+                (0 if entry is None else entry.size, name)
+                for name, entry in entries.items()
+                if name != but and (name.endswith(TEXT) if entry is None else entry.blob_id and 0 < entry.size <= SMALL)
+            ]
+            if small:
+                other = self._remote(min(small)[1], None)
+                self._opened.append(other)
+                if other.sha256 is None and other.size <= SMALL:
                     other.read(0, other.size)
-        return self.git_hashes_seen
 
     @property
     def branch(self) -> str | None:
@@ -347,10 +369,13 @@ class HubFolder:
         found = try_to_load_from_cache(self.repo_id, self.path_in_repo(name), revision=self.revision)
         if isinstance(found, str):
             file = CachedBytes(Path(found))
+            # What is large is held against its digest when all of it is read.
+            if self.client.offline:
+                if file.size <= SMALL:
+                    file.check()
+                return file
             entry = (self._tree or {}).get(name)
-            # Offline there is nothing else; and what is large is held against its digest when all of it is read.
-            whole = self.client.offline or file.size > SMALL or file.is_whole()
-            if whole and (entry is None or entry.size == file.size):
+            if (file.size > SMALL or file.is_whole()) and (entry is None or entry.size == file.size):
                 return file
             file.close()
         if not self.client.offline:
@@ -379,10 +404,12 @@ class HubFolder:
     def _read_tree(self, *, recursive: bool) -> dict[str, HubFile | None]:
         subject = self.subject(self.subfolder)
         try:
-            return {**read_tree(self.client, self.repo_id, self.revision, self.subfolder, subject, recursive=recursive)}
+            tree = read_tree(self.client, self.repo_id, self.revision, self.subfolder, subject, recursive=recursive)
         except NotFoundError:
             # A mirror may know no trees. What it says of the commit names the files too, without their sizes.
             names = read_siblings(self.client, self.repo_id, self.revision, self.subfolder, recursive=recursive)
             if names is None or (self.subfolder and not names):
                 raise
             return dict.fromkeys(names)
+        self.digests.list({self.path_in_repo(name): file for name, file in tree.items()})
+        return {**tree}

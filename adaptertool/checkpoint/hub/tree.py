@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from adaptertool.checkpoint.hub.addresses import origin
+from adaptertool.checkpoint.hub.digests import SHA1, SHA256, pointer_hash, sha1_hashes
 from adaptertool.checkpoint.hub.refusals import Subject
 from adaptertool.errors import AdapterToolError, NetworkError, UnsupportedError
 
@@ -23,8 +24,6 @@ MAX_PAGES = 50
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit's full id."""
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
 
 @dataclass(frozen=True)
 class HubFile:
@@ -33,24 +32,23 @@ class HubFile:
     Attributes:
         size: Length in bytes, of the content and not of a git-LFS pointer.
         sha256: Of the content, for files in large file storage; None otherwise.
-        blob_id: For all other files git's SHA-1 of the content, on the Hub itself; other servers may name another hash
-            of the same length. None where it is not known.
+        blob_id: For all other files the hash of 40 digits that is named for them; see `digests`. None where none is.
+        oid_proven: Whether that of the tree is known, without the file, to be a hash of what git holds.
     """
 
     size: int
     sha256: str | None = None
     blob_id: str | None = None
+    oid_proven: bool = False
 
     def is_content(self, pieces: Iterable[bytes]) -> bool | None:
         """Whether the digest is that of these pieces together; None where no digest is known."""
-        due = self.sha256 or self.blob_id
-        if due is None:
-            return None
-        beginning = b"blob %d\0" % self.size
-        running = hashlib.sha256() if self.sha256 else hashlib.sha1(beginning, usedforsecurity=False)
+        if self.sha256 is None:
+            return None if self.blob_id is None else self.blob_id in sha1_hashes(pieces, self.size)
+        running = hashlib.sha256()
         for piece in pieces:
             running.update(piece)
-        return running.hexdigest() == due
+        return running.hexdigest() == self.sha256
 
 
 def read_tree(
@@ -132,15 +130,15 @@ def read_siblings(
 
 
 def _file(entry: dict[str, Any]) -> HubFile | None:
-    size, lfs, blob_id = entry.get("size"), entry.get("lfs"), entry.get("oid")
+    size, lfs, oid = entry.get("size"), entry.get("lfs"), entry.get("oid")
     if type(size) is not int or size < 0:
         return None
     sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
-    return HubFile(
-        size,
-        sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None,
-        blob_id if lfs is None and isinstance(blob_id, str) and COMMIT.fullmatch(blob_id) else None,
-    )
+    if isinstance(sha256, str) and SHA256.fullmatch(sha256):
+        return HubFile(size, sha256, oid_proven=oid == pointer_hash(sha256, size))
+    if lfs is not None or not isinstance(oid, str) or not SHA1.fullmatch(oid):
+        return HubFile(size)
+    return HubFile(size, blob_id=oid, oid_proven=size == 0 and oid in sha1_hashes((), 0))
 
 
 def not_a_hub(client: HubClient, reason: str) -> NetworkError:
