@@ -240,3 +240,12 @@ def test_a_wrong_etag_of_the_right_content(hub: HubServer) -> None:
     hub.fail("resolve", headers={"ETag": f'"{"0" * 40}"'})
     hub.add("org/name", {CONFIG: b'{"r": 8}', WEIGHTS: b"1"})
     assert HubFolder("org/name").open(CONFIG).read(0, 8) == b'{"r": 8}'
+
+
+def test_the_tree_stands_in_for_a_digest_that_does_not_come_with_the_weights(hub: HubServer) -> None:
+    hub.add("org/name", {WEIGHTS: b"12345678"})
+    hub.fail("resolve", headers={"X-Linked-Etag": ""})
+    assert HubFolder("org/name").open(WEIGHTS).read(0, 8) == b"12345678"
+    hub.fail("storage", damage=(3, 1))
+    with pytest.raises(CorruptError, match=WEIGHTS):
+        HubFolder("org/name").open(WEIGHTS).read(0, 8)

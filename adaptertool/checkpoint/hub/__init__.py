@@ -6,6 +6,8 @@ addresses what of an address may be followed, and shown
 client    one request: redirects, where the token goes, time limits
 refusals  what a refusal of the Hub means, as an error with a hint
 tree      the files of a repo at one commit, as the Hub lists them
+digests   what the hashes prove that a server names
+heads     what the heads of answers say of a file, each held against what is known of it
 file      one file, read in ranges, each answer held against what is known of it
 cached    one file in huggingface_hub's cache, held against its name there
 ahead     ranges fetched by several connections before they are asked for

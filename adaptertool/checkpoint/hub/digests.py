@@ -32,19 +32,19 @@ SHA1 = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def sha1_hashes(pieces: Iterable[bytes | memoryview], size: int) -> frozenset[str]:
-    """The hashes of 40 digits that a server may name for a content: git's, and the plain SHA-1.
+def hashes(pieces: Iterable[bytes | memoryview], size: int) -> frozenset[str]:
+    """The hashes that a server may name for a content: git's, the plain SHA-1, and the SHA-256.
 
     Args:
         pieces: The content.
         size: Its length in bytes.
     """
     git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    plain = hashlib.sha1(usedforsecurity=False)
+    running = (git, hashlib.sha1(usedforsecurity=False), hashlib.sha256())
     for piece in pieces:
-        git.update(piece)
-        plain.update(piece)
-    return frozenset((git.hexdigest(), plain.hexdigest()))
+        for one in running:
+            one.update(piece)
+    return frozenset(one.hexdigest() for one in running)
 
 
 def pointer_hash(sha256: str, size: int) -> str:
@@ -60,11 +60,11 @@ def pointer_hash(sha256: str, size: int) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """The whole of a file that is not in large file storage, as it arrived.
+    """The whole of a file, as it arrived.
 
     Attributes:
         name: How messages name the file.
-        hashes: Those of the content, of 40 digits.
+        hashes: Those of the content.
         etag: The hash that came with it; None where there was none.
     """
 
@@ -74,7 +74,7 @@ class Reading:
 
 
 class Digests:
-    """The hashes of 40 digits that a server names for the files of a repo at one commit, and what was read of them.
+    """The hashes that a server names for the files of a repo at one commit, and what was read of them.
 
     What is learnt later counts for what was read before.
 
@@ -86,7 +86,7 @@ class Digests:
         """Begin with nothing known."""
         self.asked = False
         self._lock = threading.Lock()
-        self._oids: dict[str, str] = {}
+        self._listed: dict[str, str] = {}
         self._readings: dict[str, Reading] = {}
         self._trees_name_contents = False
         self._etags_name_contents = False
@@ -106,7 +106,7 @@ class Digests:
             CorruptError: that contradicts what was read before.
         """
         with self._lock:
-            self._oids.update((path, file.blob_id) for path, file in files.items() if file.blob_id is not None)
+            self._listed.update((path, due) for path, file in files.items() if (due := file.sha256 or file.blob_id))
             if any(file.oid_proven for file in files.values()):
                 self._trees_name_contents = True
             self._review()
@@ -123,7 +123,7 @@ class Digests:
         """
         with self._lock:
             self._readings[path] = reading
-            self._trees_name_contents |= self._oids.get(path) in reading.hashes
+            self._trees_name_contents |= self._listed.get(path) in reading.hashes
             self._etags_name_contents |= reading.etag in reading.hashes
             self._review()
 
@@ -138,10 +138,10 @@ class Digests:
             None where none is named, and where nothing shows what they are of. Two readings that agree have to do then:
             servers with hashes of their own could not be used otherwise.
         """
-        oid = self._oids.get(path)
-        if oid is not None and self._trees_name_contents:
-            return oid in reading.hashes
-        if {oid, reading.etag} & reading.hashes:
+        listed = self._listed.get(path)
+        if listed is not None and (self._trees_name_contents or SHA256.fullmatch(listed)):
+            return listed in reading.hashes
+        if {listed, reading.etag} & reading.hashes:
             return True
         return False if reading.etag is not None and self._etags_name_contents else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.bytes import CHUNK, two_readings
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.ahead import FIRST_SEGMENT, ReadAhead
-from adaptertool.checkpoint.hub.client import Answer, content_length
-from adaptertool.checkpoint.hub.digests import SHA1, SHA256, Reading, other_content, sha1_hashes
+from adaptertool.checkpoint.hub.digests import Reading, hashes, other_content
+from adaptertool.checkpoint.hub.heads import Heads
 from adaptertool.checkpoint.hub.patience import STEP, Patience, TransientError
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile
 from adaptertool.errors import CorruptError, NetworkError
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from concurrent.futures import Future
 
+    from adaptertool.checkpoint.hub.client import Answer
     from adaptertool.checkpoint.hub.folder import HubFolder
 
 PREFETCH = 144 << 10
@@ -66,16 +66,13 @@ class HubBytes:
         self._subject = folder.subject(self._path)
         self._name_here = name
         self._name = f"{folder.location}/{name}"
+        self._heads = Heads(self._client, self._subject)
         self._direct: str | None = None
-        self._etags: dict[str, str] = {}
-        self._named: str | None = None
         self._prefix = b""
         self._canary = b""
         self._prefix_lock = threading.Lock()
         self._count_lock = threading.Lock()
         self._plan: ReadAhead | None = None
-        self._rangeless = False
-        self._ignored = False
         self._closed = False
         self.bytes_read = 0
         self._entry = entry if entry is not None else self._look()
@@ -151,7 +148,7 @@ class HubBytes:
         entry = self._entry
         if entry.sha256 is not None:
             return self._hashed(entry.sha256)
-        if (entry.blob_id or self._named) and entry.size <= SMALL:
+        if (entry.blob_id or self._heads.named) and entry.size <= SMALL:
             return iter((memoryview(self._begin(0, entry.size)),))
         return None
 
@@ -190,7 +187,7 @@ class HubBytes:
 
     def _pieces(self, start: int, length: int) -> Iterator[memoryview]:
         """The range in pieces as they are fetched; what is there already comes first."""
-        begun = b"" if self._rangeless and start == 0 else self._begin(start, length)
+        begun = b"" if self._heads.rangeless and start == 0 else self._begin(start, length)
         return chain((memoryview(begun),), self._rest(start + len(begun), length - len(begun)))
 
     def _begin(self, start: int, length: int) -> bytes:
@@ -230,16 +227,16 @@ class HubBytes:
         return data
 
     def _whole_again(self) -> bytes:
-        self._direct, self._named = None, None
-        self._etags.clear()
+        self._direct = None
+        self._heads.forget()
         return self._fetch(0, self.size)
 
     def _reading(self, data: bytes) -> Reading:
-        return Reading(self._name, sha1_hashes((data,), len(data)), self._named)
+        return Reading(self._name, hashes((data,), len(data)), self._heads.named)
 
     def _rest(self, start: int, length: int) -> Iterator[memoryview]:
         plan = self._plan
-        if self._rangeless and start == 0:
+        if self._heads.rangeless and start == 0:
             for chunk in self._arrivals(0, length, Patience(self._client.timeout)):
                 yield memoryview(chunk)
         elif plan is not None and plan.holds(start, length):
@@ -279,7 +276,7 @@ class HubBytes:
                         self._folder.pin(None)
                         continue
                     commit = pinned or named
-                    entry = self._described(answer)
+                    entry = self._heads.described(answer)
                     if entry is None:
                         entry = self._folder.listed(self._path)
                         if entry is None:
@@ -288,7 +285,7 @@ class HubBytes:
                         return entry
                     data = b""
                     if entry.size:
-                        self._check(self._contradiction(answer, 0, min(self._first, entry.size), entry, commit), answer)
+                        self._heads.check(answer, 0, min(self._first, entry.size), entry, commit)
                         data = b"".join(self._body(answer, min(self._first, entry.size), patience))
                 break
             except TransientError as fault:
@@ -300,24 +297,6 @@ class HubBytes:
         self._prefix = self._proven(data) if len(data) == entry.size else data
         self._canary = self._prefix[8 : 8 + CANARY]
         return entry
-
-    def _described(self, answer: Answer) -> HubFile | None:
-        """What the answer to a request for a file's beginning says of the file; None where it names no size."""
-        headers, first = answer.headers, answer.hub_headers
-        found = headers.get("content-range", "")
-        match = re.fullmatch(r"bytes 0-\d+/(\d+|\*)" if answer.status == 206 else r"bytes \*/(0)", found, re.ASCII)
-        if answer.status != 200 and match is None:
-            self._check(f"range {found or 'none'!r} where the file's beginning was asked for", answer)
-        total = content_length(headers) if match is None else None if match[1] == "*" else int(match[1])
-        linked = first.get("x-linked-size", "")
-        if linked.isascii() and linked.isdigit():
-            if total not in (None, int(linked)):
-                self._check(f"a file of {total} bytes where the commit holds one of {linked}", answer)
-            total = int(linked)
-        if total is None:
-            return None
-        sha256 = SHA256.fullmatch(first.get("x-linked-etag", "").strip('"'))
-        return HubFile(total, sha256 and sha256[0])
 
     def _arrivals(self, start: int, length: int, patience: Patience) -> Iterator[bytes]:
         """The range as it arrives, in pieces of whatever length, exactly `length` bytes of it."""
@@ -378,61 +357,8 @@ class HubBytes:
                     continue  # a signed address that expired
                 if answer.status not in (200, 206, 416):
                     raise self._client.refused(answer, self._subject)
-                self._check(self._contradiction(answer, start, length, self._entry, commit), answer)
+                self._heads.check(answer, start, length, self._entry, commit)
                 if answer.url != url:
                     self._direct = answer.url
                 yield answer
                 return
-
-    def _check(self, fault: str | None, answer: Answer) -> None:
-        """Raise TransientError where there is a fault."""
-        if fault is not None:
-            raise self._client.broken(answer, self._subject, fault)
-
-    def _named_by(self, answer: Answer) -> str | None:
-        """The hash of 40 digits that comes with the file."""
-        first = answer.hub_headers.get("x-linked-etag", "")
-        own = answer.headers.get("etag", "") if self._client.is_endpoint(answer.url) else ""
-        tags = (tag.removeprefix("W/").strip('"') for tag in (first, own))
-        return next((tag for tag in tags if SHA1.fullmatch(tag)), None)
-
-    def _contradiction(self, answer: Answer, start: int, length: int, entry: HubFile, commit: str) -> str | None:
-        """What in the headers contradicts what was asked for, or what is known of the file."""
-        headers, first = answer.headers, answer.hub_headers
-        if answer.status == 416:
-            return f"it has no bytes {start} to {start + length - 1} of a file of {entry.size}"
-        if headers.get("content-encoding", "identity") != "identity":
-            return "it compresses what must arrive as it is"
-        if headers.get("content-type", "").startswith("text/html") and not self._path.endswith((".html", ".htm")):
-            return "it sends a web page where the file is due"
-        self._rangeless = self._rangeless or answer.status == 200
-        if answer.status == 200:
-            if start:
-                reason = "it ignores ranges, and sends files from their beginning only"
-                if self._ignored:
-                    raise self._client.broken(answer, self._subject, reason).failure
-                self._ignored = True
-                return reason
-            due = entry.size
-        else:
-            self._ignored = False
-            due = length
-            found = headers.get("content-range", "none")
-            ends = f"bytes {start}-{start + length - 1}/"
-            if found not in (f"{ends}{entry.size}", f"{ends}*"):
-                return f"range {found!r} where {ends + str(entry.size)!r} was asked for"
-        promised = content_length(headers)
-        if promised is not None and promised != due:
-            return f"{promised} bytes where {due} are due"
-        if (first.get("x-repo-commit") or commit) != commit:
-            return f"commit {first['x-repo-commit']} where {commit} was asked for"
-        if (first.get("x-linked-size") or str(entry.size)) != str(entry.size):
-            return f"a file of {first['x-linked-size']} bytes where the commit holds one of {entry.size}"
-        linked = first.get("x-linked-etag", "").strip('"')
-        if entry.sha256 is not None and SHA256.fullmatch(linked) and linked != entry.sha256:
-            return "a file with another digest than the commit holds"
-        etag = headers.get("etag", "")
-        if etag.startswith('"') and self._etags.setdefault(origin(answer.url), etag) != etag:
-            return "the file changed between two reads"
-        self._named = self._named or self._named_by(answer)
-        return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from adaptertool.checkpoint.hub.addresses import origin
-from adaptertool.checkpoint.hub.digests import SHA1, SHA256, pointer_hash, sha1_hashes
+from adaptertool.checkpoint.hub.digests import SHA1, SHA256, hashes, pointer_hash
 from adaptertool.checkpoint.hub.refusals import Subject
 from adaptertool.errors import AdapterToolError, NetworkError, UnsupportedError
 
@@ -44,7 +44,7 @@ class HubFile:
     def is_content(self, pieces: Iterable[bytes]) -> bool | None:
         """Whether the digest is that of these pieces together; None where no digest is known."""
         if self.sha256 is None:
-            return None if self.blob_id is None else self.blob_id in sha1_hashes(pieces, self.size)
+            return None if self.blob_id is None else self.blob_id in hashes(pieces, self.size)
         running = hashlib.sha256()
         for piece in pieces:
             running.update(piece)
@@ -138,7 +138,7 @@ def _file(entry: dict[str, Any]) -> HubFile | None:
         return HubFile(size, sha256, oid_proven=oid == pointer_hash(sha256, size))
     if lfs is not None or not isinstance(oid, str) or not SHA1.fullmatch(oid):
         return HubFile(size)
-    return HubFile(size, blob_id=oid, oid_proven=size == 0 and oid in sha1_hashes((), 0))
+    return HubFile(size, blob_id=oid, oid_proven=size == 0 and oid in hashes((), 0))
 
 
 def not_a_hub(client: HubClient, reason: str) -> NetworkError:
