@@ -181,10 +181,17 @@ class Projections(Protocol):
             CannotDrawError: they need more than that to be known.
         """
 
-    def widest(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Of which layers PEFT draws these shapes, as a sentence; None where each layer has its own.
+    def widest(self, shapes: Mapping[str, tuple[int, ...]], *, copied: bool) -> str | None:
+        """Of which layers PEFT draws these shapes, as a sentence; None where that needs no saying.
 
-        A file with one copy of what its layers share does not show whether another adapter's layers decided them.
+        A file does not show in all cases whether another adapter's layers decided them, which was on the model before.
+
+        Args:
+            shapes: By kind.
+            copied: Whether a copy of each stands under every layer that the adapter trains, and under no other.
+
+        Returns:
+            None where the file shows that they are its own, and where each layer has its own.
         """
 
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ class LayerProjections:
         """The shapes of the layers do not say which of them is which."""
         raise CannotDrawError("each layer has its own")
 
-    def widest(self, _: Mapping[str, tuple[int, ...]]) -> None:
+    def widest(self, _: Mapping[str, tuple[int, ...]], *, copied: bool) -> None:
         """Nothing that is shared is drawn."""
 
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:

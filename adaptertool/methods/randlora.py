@@ -155,9 +155,16 @@ class RandLoraProjections:
         greatest = max(out for out, _ in sizes), max(into for _, into in sizes)
         return RandLoraBasis(0, _kind(config), _rank(config), max(greatest), min(greatest)).shapes
 
-    def widest(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """Their greatest out_features and in_features, whichever is which."""
+    def widest(self, shapes: Mapping[str, tuple[int, ...]], *, copied: bool) -> str | None:
+        """Their greatest out_features and in_features, whichever is which.
+
+        A second adapter of the first one's layers and more has copies under its own layers alone. PEFT holds each of its
+        layers against the projections (`update_layer`) and not all of them together: one as wide in outputs as another is in
+        inputs would be given larger ones of its own, unless these are square.
+        """
         smaller, larger = shapes["randlora_A"][2], shapes["randlora_B"][0]
+        if copied and smaller == larger:
+            return None
         return f"A base whose adapted layers have up to {larger} and {smaller} outputs and inputs, in either order"
 
     def target_modules(self, names: Iterable[str]) -> tuple[str, ...]:

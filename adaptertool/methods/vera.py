@@ -136,8 +136,8 @@ class VeraProjections:
         out, into = max(out for out, _ in sizes), max(into for _, into in sizes)
         return dict(zip(self.kinds, ((self.rows * rank, into), (out, rank)), strict=True))
 
-    def widest(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """Their greatest out_features and in_features."""
+    def widest(self, shapes: Mapping[str, tuple[int, ...]], *, copied: bool) -> str:
+        """Of inputs the file tells nothing: their greatest out_features and in_features."""
         a, b = (shapes[kind] for kind in self.kinds)
         return f"A base whose adapted layers have up to {b[0]} outputs and up to {a[1]} inputs"
 

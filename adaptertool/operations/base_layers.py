@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptertool.checkpoint.target import open_target
+from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.checkpoint.hub.session import cached_snapshot
+from adaptertool.checkpoint.target import Target, open_target
 from adaptertool.errors import AdapterToolError, NotFoundError
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.names import Names, is_quantized, modules_of
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.projection.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.base.files import Base
     from adaptertool.methods.base import Projections
-    from adaptertool.projection.stored import Stored
 
 
 def base_of(adapter: Adapter, base: str | None, token: str | None) -> Base:
@@ -48,20 +51,18 @@ def base_of(adapter: Adapter, base: str | None, token: str | None) -> Base:
         raise CannotDrawError(reason, "Add --base BASE.") from error
 
 
-def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: str | None) -> list[tuple[int, int]]:
+def layer_shapes(adapter: Adapter, rule: Projections, model: Base) -> list[tuple[int, int]]:
     """The (out_features, in_features) of every layer that the adapter trains, in its order.
 
     Args:
         adapter: The adapter.
         rule: Its method's rule about projections.
-        base: The base model; by default the one that the adapter's config names.
-        token: Access token for the Hub.
+        model: The base model.
 
     Raises:
-        CannotDrawError: no base is named, or a layer can't be told apart in it, or has no plain weight there.
+        CannotDrawError: a layer can't be told apart in it, or has no plain weight there.
         AdapterToolError: the base can't be read.
     """
-    model = base_of(adapter, base, token)
     modules = modules_of(model.files)
     names = Names(modules)
     tensors = []
@@ -91,45 +92,77 @@ def layer_shapes(adapter: Adapter, rule: Projections, base: str | None, token: s
 
 
 def shapes_by_the_base(
-    adapter: Adapter, rule: Projections, base: str | None = None, token: str | None = None
+    adapter: Adapter, rule: Projections, base: str | None = None, token: str | None = None, *, ask_hub: bool = True
 ) -> tuple[bool, str | None]:
-    """Whether the base model makes PEFT draw the shapes that are stored, and why not.
+    """Whether the base model makes PEFT draw the shapes that are stored, or that were stripped; and why not.
 
-    It is asked where layers share projections. Without a named base, it is the one in the adapter's config, where that is a
-    folder here. Then only an answer counts.
+    It is asked where layers share projections: a second adapter on a model is given those of the first, which its own config
+    may not draw. Without a named base, it is the one in the adapter's config, where that is at hand. Then only an answer
+    counts.
+
+    Args:
+        adapter: The adapter.
+        rule: Its method's rule about projections.
+        base: The base model, as the user names it.
+        token: Access token for the Hub.
+        ask_hub: Whether the base in the config of an adapter on the Hub is looked up there.
     """
-    stored = rule.stored(adapter.weights.tensors, adapter.config)
-    if not stored:
+    shapes = _shapes(adapter, rule)
+    if not shapes:
         return False, None
-    named = base
-    if named is None:
-        named = adapter.config.text_or_none("base_model_name_or_path")
-        if not named or adapter.folder.kind != "local" or not Path(named).is_dir():
-            return False, None
     try:
-        disproof = _disproof(adapter, rule, stored, named, token)
+        model = base_of(adapter, base, token) if base is not None else _at_hand(adapter, rule, token, ask_hub=ask_hub)
+        if model is None:
+            return False, None
+        due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, model))
     except CannotDrawError as error:
         return False, str(error.args[0]) if base is not None else None
     except AdapterToolError:
         if base is not None:
             raise
         return False, None
-    return disproof is None, disproof
-
-
-def _disproof(
-    adapter: Adapter, rule: Projections, stored: tuple[Stored, ...], base: str, token: str | None
-) -> str | None:
-    """Why the base model makes PEFT draw other shapes than the stored ones; None where it draws these."""
-    due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
-    for one in stored:
-        shape = adapter.weights.tensors[one.canonical].shape
-        if shape != due[one.kind]:
-            return (
-                f"{one.canonical} has shape {shape}, and PEFT draws {due[one.kind]} for this adapter on {base}: the stored "
-                "one is shared with another adapter"
+    for kind, (name, shape) in shapes.items():
+        if shape != due.get(kind):
+            named = base or adapter.config.text_or_none("base_model_name_or_path")
+            return False, (
+                f"{name} has shape {shape}, and PEFT draws {due.get(kind)} for this adapter on {named}: this one is shared "
+                "with another adapter"
             )
-    return None
+    return True, None
+
+
+def _shapes(adapter: Adapter, rule: Projections) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The name and the shape of each kind that is stored; of a file that holds none, of those that it was stripped of."""
+    tensors = adapter.weights.tensors
+    stored = rule.stored(tensors, adapter.config)
+    if stored:
+        return {one.kind: (one.canonical, tensors[one.canonical].shape) for one in stored}
+    try:
+        fingerprint = Fingerprint.from_metadata(adapter.weights.metadata)
+    except ValueError:
+        return {}
+    shapes = fingerprint.shapes if fingerprint is not None else {}
+    return {kind: (f"{rule.canonical_name(kind)}, which was stripped,", shape) for kind, shape in shapes.items()}
+
+
+def _at_hand(adapter: Adapter, rule: Projections, token: str | None, *, ask_hub: bool) -> Base | None:
+    """The base that the adapter's config names, where looking at it surprises nobody; None elsewhere.
+
+    For an adapter on disk that is a folder, or what huggingface_hub's cache holds: no network is used that was not asked for.
+    For one on the Hub it is the Hub, and no path on this machine: anyone may have written that config.
+    """
+    named = adapter.config.text_or_none("base_model_name_or_path")
+    if not named:
+        return None
+    is_folder = os.path.isdir(named)  # noqa: PTH112 - Path.is_dir raises for names that no file can have
+    if adapter.folder.kind == "local":
+        revision = adapter.config.text_or_none("revision")
+        folder = Path(named) if is_folder else cached_snapshot(named, revision)
+        return open_base(Target(LocalFolder(folder))) if folder is not None else None
+    proven_in_part = any(one.copies for one in rule.stored(adapter.weights.tensors, adapter.config))
+    if is_folder or not ask_hub or proven_in_part:
+        return None
+    return base_of(adapter, None, token)
 
 
 def _check_fit(adapter: Adapter, layers: Mapping[str, tuple[int, int]], base: Base) -> None:

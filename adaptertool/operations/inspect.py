@@ -173,9 +173,11 @@ def examine_adapter(
         if rule.shared and level != "none":
             from adaptertool.operations.base_layers import shapes_by_the_base
 
-            proven, disproof = shapes_by_the_base(adapter, rule)
+            proven, disproof = shapes_by_the_base(adapter, rule, ask_hub=level == "full")
         loader = lambda: loader_for(for_torch, ask=level == "full")  # noqa: E731
         report = examine(adapter, rule, level, loader, progress, shapes_proven=proven)
+        if disproof is not None and not report.stored:
+            report = replace(report, verification=level, reason=disproof)
         if disproof is not None and report.verdict in ("regenerable", "regenerable-elsewhere"):
             size = report.bytes - report.one_copy_bytes
             report = replace(report, verdict="not-regenerable", recipe=None, loads_with=(), removable_bytes=size)

@@ -49,6 +49,8 @@ class ProjectionReport:
         tensors: The stored projections.
         flag: Whether the config says that PEFT loads them from the file; true where it always does.
         trained: Whether they were trained: then they are no projections, and only copies of them can go.
+        borrowed_perhaps: Whether nothing at hand shows that they are this adapter's own in shape, and not those of another one
+            that was on the model before it.
         settled: Of a sample, whether the rest of the file can't change its "no": see `adaptertool.projection.settled`. False
             where that was not asked.
     """
@@ -67,6 +69,7 @@ class ProjectionReport:
     tensors: tuple[Stored, ...] = ()
     flag: bool = True
     trained: bool = False
+    borrowed_perhaps: bool = False
     settled: bool = False
 
     @property
@@ -138,7 +141,8 @@ def examine(
         # A "no" is not concluded from a version: torch itself is asked.
         itself = asked()
         outcome = outcome if itself.draws_like(known) else verify(comparison, stored, basis, itself)
-    beyond = (*rule.conditions, *_unproven(rule, report, shapes, shapes_proven=shapes_proven))
+    unproven = None if shapes_proven else rule.widest(shapes, copied=report.copies > 1)
+    beyond = (*rule.conditions, *([f"{unproven}: slim --base BASE holds it against that."] if unproven else ()))
     removable = {"regenerable": report.bytes, "copies-differ": 0}.get(outcome.verdict, report.removable_bytes)
     # What another sampler draws, no damage gives.
     elsewhere = outcome.verdict == "regenerable-elsewhere"
@@ -152,6 +156,7 @@ def examine(
         loads_with=(*outcome.loads_with, *beyond) if outcome.loads_with else (),
         reason=outcome.reason,
         fingerprint=outcome.digests or None,
+        borrowed_perhaps=unproven is not None and report.copies < 2,
         settled=no and (elsewhere or refuted(comparison, stored, basis, known)),
     )
 
@@ -219,16 +224,6 @@ def _compared(report: ProjectionReport, comparison: Comparison, *, settle: bool)
         removable_bytes=0,
         settled=settle and copies_refuted(comparison, report.tensors),
     )
-
-
-def _unproven(
-    rule: Projections, report: ProjectionReport, shapes: Mapping[str, tuple[int, ...]], *, shapes_proven: bool
-) -> tuple[str, ...]:
-    """What the base must be like, where neither it nor the layers' copies show that the shapes are this adapter's own."""
-    sentence = rule.widest(shapes)
-    if sentence is None or shapes_proven or report.copies > 1:
-        return ()
-    return (f"{sentence}: slim --base BASE holds it against that.",)
 
 
 def sample_is_cheap(adapter: Adapter, rule: Projections) -> bool:
@@ -337,6 +332,7 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
     names = tuple(name for one in report.tensors for name in one.tensors)
     copies = tuple(name for one in report.tensors for name in one.copies)
     slim = f"adaptertool slim {shlex.quote(where)} -o DIR"
+    stripped = proving_slim(adapter) if report.borrowed_perhaps else slim
     found: list[Finding] = []
 
     def find(code: str, message: str, tensors: tuple[str, ...], size: int | None, fix: str | None) -> None:
@@ -345,7 +341,13 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
     if not report.stored:
         return _findings_about_absent(report, where, adapter, rule)
     if report.verdict == "regenerable":
-        find("ADP101", "PEFT draws the stored projections again from the seed, bit for bit.", names, report.bytes, slim)
+        find(
+            "ADP101",
+            "PEFT draws the stored projections again from the seed, bit for bit.",
+            names,
+            report.bytes,
+            stripped,
+        )
     if report.verdict == "regenerable-elsewhere":
         find("ADP103", f"{_sentence(report.reason)}", names, report.bytes, f"{slim} --keep-one-copy")
     if report.verdict == "not-regenerable" and not rule.trained:
@@ -366,9 +368,21 @@ def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections
             "the same ones." if same else "them from the seed." if report.verdict == "unverified" else "other ones."
         )
         find(
-            "ADP106", message, names, report.bytes, slim if same else f"adaptertool restore {shlex.quote(where)} -o DIR"
+            "ADP106",
+            message,
+            names,
+            report.bytes,
+            stripped if same else f"adaptertool restore {shlex.quote(where)} -o DIR",
         )
     return found
+
+
+def proving_slim(adapter: Adapter) -> str:
+    """The command that holds the projections' shapes against the base before it strips them."""
+    base = adapter.config.text_or_none("base_model_name_or_path")
+    return (
+        f"adaptertool slim {shlex.quote(adapter.folder.address)} --base {shlex.quote(base) if base else 'BASE'} -o DIR"
+    )
 
 
 def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapter, rule: Projections) -> list[Finding]:

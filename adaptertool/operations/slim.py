@@ -25,6 +25,7 @@ from adaptertool.operations.projections import (
     ProjectionReport,
     examine,
     findings_about,
+    proving_slim,
     rule_for,
     sample_is_cheap,
 )
@@ -77,8 +78,9 @@ def slim(
         keep_one_copy: Keep the pair that PEFT loads, and remove the further copies.
         for_torch: The torch version that will load the adapter; by default the installed one.
         base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter; by default the
-            one in the adapter's config, where that is a folder here. Without any, a second adapter's borrowed projections can
-            go unnoticed in a file that holds one pair. With it named, copies of its embeddings that
+            one in the adapter's config, where it is at hand: a folder, or in huggingface_hub's cache, or for an adapter on the
+            Hub there. Without any, a second adapter's borrowed projections can go unnoticed in a file that holds one pair,
+            which the result's hint says. With it named, copies of its embeddings that
             were not trained and are the same bytes are stripped as well.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
@@ -109,7 +111,7 @@ def slim(
             return replace(done, dry_run=dry_run)
     destination.check(adapter)
     proven, disproof = False, None
-    if rule is not None and rule.shared:
+    if rule is not None and rule.shared and rule.stored(adapter.weights.tensors, adapter.config):
         from adaptertool.operations.base_layers import shapes_by_the_base
 
         proven, disproof = shapes_by_the_base(adapter, rule, base, token)
@@ -289,7 +291,13 @@ def _plan_strip(adapter: Adapter, rule: Projections, report: ProjectionReport, r
     config_text = None
     if rule.flag is not None and rule.stripped_flag is not None and report.flag != rule.stripped_flag:
         config_text = adapter.config.with_value(rule.flag, rule.stripped_flag)
-    return _Plan(replace(result, action="stripped"), frozenset(removed), metadata, config_text)
+    hint = None
+    if report.borrowed_perhaps:
+        hint = (
+            "whether these projections are this adapter's own, or another one's that was on the model before it, only the "
+            f"base shows, which was not at hand. {proving_slim(adapter)} holds them against it."
+        )
+    return _Plan(replace(result, action="stripped", hint=hint), frozenset(removed), metadata, config_text)
 
 
 def _changed(adapter: Adapter, plan: _Plan) -> _Plan:

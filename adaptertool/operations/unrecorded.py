@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adaptertool.methods.base import CannotDrawError
-from adaptertool.operations.base_layers import layer_shapes
+from adaptertool.operations.base_layers import base_of, layer_shapes
 from adaptertool.projection.loader import loader_for
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def recipe_without_fingerprint(
         )
     if not rule.shared:
         return _of_each_layer(adapter, rule, base, token)
-    shapes = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base, token))
+    shapes = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, base_of(adapter, base, token)))
     basis = rule.basis(adapter.config, shapes, {})
 
     from adaptertool.projection.drawn import LOAD_DTYPES, load_dtypes
@@ -72,7 +72,7 @@ def _of_each_layer(
 
     def layers() -> dict[str, tuple[int, int]]:
         modules = rule.target_modules(adapter.weights.tensors)
-        return dict(zip(modules, layer_shapes(adapter, rule, base, token), strict=True))
+        return dict(zip(modules, layer_shapes(adapter, rule, base_of(adapter, base, token)), strict=True))
 
     from adaptertool.projection.recipe import recipe_for
 

@@ -262,14 +262,23 @@ def test_a_pair_whose_shapes_nothing_proves_says_what_base_it_takes(peft_type: s
     base("llama").save_pretrained(tmp_path / "base")
     folder = written.folder
     if peft_type == "RANDLORA":
-        # Copies under the layers that it trains, and no others, show that the pair is its own.
-        assert not conditions_on_the_base(adaptertool.slim(folder, dry_run=True))
         folder = tmp_path / "one-copy"
         adaptertool.slim(written.folder, output=folder, keep_one_copy=True)
-    (condition,) = conditions_on_the_base(adaptertool.slim(folder, dry_run=True))
+        # Copies under the layers that it trains, and no others, leave a corner open, which no command is recommended for.
+        assert adaptertool.slim(written.folder, dry_run=True).hint is None
+        assert conditions_on_the_base(adaptertool.slim(written.folder, dry_run=True))
+    result = adaptertool.slim(folder, dry_run=True)
+    (condition,) = conditions_on_the_base(result)
+    assert "--base BASE -o DIR" in str(result.hint)
     # down_proj has 16 outputs and 24 inputs.
     assert {"16", "24"} <= set(condition.split())
     assert not conditions_on_the_base(adaptertool.slim(folder, dry_run=True, base=str(tmp_path / "base")))
+
+
+def test_copies_of_a_square_pair_show_that_it_is_the_adapters_own(tmp_path: Path) -> None:
+    """PEFT gives no layer that is wider than the pair of the first adapter, so that none would have drawn a larger one."""
+    folder = write(tmp_path / "adapter", "RANDLORA", target_modules=["q_proj", "v_proj"]).folder
+    assert not conditions_on_the_base(adaptertool.slim(folder, dry_run=True))
 
 
 def conditions_on_the_base(result: adaptertool.Rewrite) -> list[str]:

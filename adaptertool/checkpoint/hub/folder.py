@@ -20,7 +20,7 @@ from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.digests import Digests
 from adaptertool.checkpoint.hub.file import SMALL, HubBytes
 from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
-from adaptertool.checkpoint.hub.session import repo_cache
+from adaptertool.checkpoint.hub.session import cached_commit, repo_cache
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
 from adaptertool.errors import (
     GatedError,
@@ -347,14 +347,10 @@ class HubFolder:
         return HubBytes(self, name, self.listed(self.path_in_repo(name)), ahead)
 
     def _cached_revision(self) -> str:
+        commit = cached_commit(self.repo_id, self.named_revision)
+        if commit is not None:
+            return commit
         named = self.named_revision or "main"
-        parts = named.split("/")
-        ref = repo_cache(self.repo_id).joinpath("refs", *parts)
-        # A revision comes from the command line, so it is kept from naming a path elsewhere.
-        if all(part not in ("", ".", "..") for part in parts) and ref.is_file():
-            sha = ref.read_text(encoding="ascii", errors="replace").strip()
-            if COMMIT.fullmatch(sha):
-                return sha
         raise OfflineError(
             f"the cache holds no revision {named!r} of {self.repo_id}, and huggingface_hub is in offline mode",
             hint="Unset HF_HUB_OFFLINE, or download the repo first. (No local path of that name exists either.)",
