@@ -25,14 +25,15 @@ from adaptertool.merge.adapter.whole import (
     nested,
     other_labels,
 )
-from adaptertool.merge.base.code import ModelCode
+from adaptertool.merge.base.code import ModelCode, load_dtype
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.layers import BaseLayers
 from adaptertool.merge.base.live import build_live_model
 from adaptertool.merge.base.ties import SharedTensors
 from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
 from adaptertool.merge.trial.hazards import Hazards
-from adaptertool.merge.trial.trial import REMOTE_SCAN_BYTES, Trial, load_dtype
+from adaptertool.merge.trial.trial import Trial
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
 from adaptertool.methods.biases import lost_biases, words_about

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adaptertool.merge.trial import trial
+from adaptertool.merge.trial import adapter_values
 from adaptertool.operations.check_merge import check_merge
 from tests.hub.conftest import files_of
 from tests.hub.server import Sparse
@@ -126,6 +126,6 @@ def test_what_is_too_large_is_not_looked_through(
     base = save_base(RECIPES["llama"], tmp_path / "base")
     adapter = save_adapter(RECIPES["llama"], base, tmp_path / "adapter", lora_alpha=4)
     hub.add("org/adapter", files_of(adapter))
-    monkeypatch.setattr(trial, "REMOTE_SCAN_BYTES", 200)
+    monkeypatch.setattr(adapter_values, "REMOTE_SCAN_BYTES", 200)
     report = check_merge("org/adapter", base)
     assert any("for NaN and infinity" in one for one in report.not_examined)

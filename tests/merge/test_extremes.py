@@ -93,7 +93,7 @@ def test_dora_and_a_row_of_zeros(zero: bool, read: bool, tmp_path: Path, monkeyp
             tensor[3] = 0
     save_file(state, path, {"format": "pt"})
     if not read:
-        monkeypatch.setattr("adaptertool.merge.trial.trial.WEIGHT_BYTES", 0)
+        monkeypatch.setattr("adaptertool.merge.trial.base_values.WEIGHT_BYTES", 0)
     report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base")
     assert report.verdict == (("not-mergeable" if zero else "mergeable") if read else "unknown")
     assert written.model is not None

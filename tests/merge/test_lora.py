@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adaptertool.merge.trial import trial
+from adaptertool.merge.trial import base_values
 from adaptertool.operations.check_merge import MergeReport, check_merge
 from tests.merge.models import RECIPES, Recipe, load_failure, merge_by_peft, save_adapter, save_base, whole_merge_fails
 
@@ -144,7 +144,7 @@ class TestOverflow:
             lambda name, one: torch.ones_like(one) if "lora_A" in name else torch.full_like(one, largest / 2),
         )
         if monkeypatch is not None:
-            monkeypatch.setattr(trial, "WEIGHT_BYTES", 0)
+            monkeypatch.setattr(base_values, "WEIGHT_BYTES", 0)
         report = check_merge(adapter, base, dtype="float16")
         if {layer.status for layer in report.layers} != {"unknown"}:
             as_peft_does(report, recipe, base, adapter, torch.float16)

@@ -344,3 +344,17 @@ def runs_by_ties(model_type: str | None) -> bool:
     the config said when it was loaded.
     """
     return model_type in _RUN_BY_TIES
+
+
+def load_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype in which transformers 5 loads a base by default: what its config says; None where it says nothing.
+
+    Then the stored dtype counts. (transformers 4 loads float32 unless it is asked for another.)
+    """
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            for key in ("dtype", "torch_dtype"):
+                value = part.get(key)
+                if isinstance(value, str) and value in ("float64", "float32", "float16", "bfloat16"):
+                    return value
+    return None

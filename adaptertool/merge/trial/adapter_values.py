@@ -1,0 +1,205 @@
+"""The values of an adapter, looked through for NaN, infinity, and numbers with which a merge can overflow."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.merge.trial.extremes import INFINITE_FROM, largest, odd_factor, usual_size
+from adaptertool.methods import method_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.merge.trial.layer_merge import LayerMerge
+    from adaptertool.methods.merging import MergeRule
+
+REMOTE_SCAN_BYTES = 64 << 20
+"""How much of what is added to weights is looked through for NaN and infinity, over the network."""
+
+
+class Trouble(NamedTuple):
+    """What values do to a merge.
+
+    Attributes:
+        certain: Whether NaN or infinity comes out; else it may.
+        reason: Why, as a sentence.
+    """
+
+    certain: bool
+    reason: str
+
+
+class AdapterValues:
+    """The values that an adapter adds.
+
+    Args:
+        adapter: The adapter.
+        rule: What its method's merge needs.
+
+    Attributes:
+        unscanned: How many tensors were left out, because of their size and the network.
+    """
+
+    def __init__(self, adapter: Adapter, rule: MergeRule) -> None:
+        self.unscanned = 0
+        self._adapter = adapter
+        self._rule = rule
+        self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
+        self._shared: tuple[str, float] | None = None
+
+    def begin(self, dtype: str | None) -> None:
+        """Read what all layers need: a small file as a whole, and the tensors that the layers share.
+
+        Args:
+            dtype: The dtype in which the base is loaded; None where it is not known.
+        """
+        weights = self._adapter.weights
+        if (
+            self._adapter.folder.kind == "hub"
+            and sum(tensor.nbytes for tensor in weights.tensors.values()) <= self._budget
+        ):
+            weights.hold()
+            self._budget = math.inf
+        self._shared = self._most_extreme_shared(dtype)
+
+    def of(self, tensor: TensorInfo) -> NDArray[Any]:
+        """A tensor's values, in its shape, as `values_of` gives them."""
+        from adaptertool.merge.trial.arithmetic import values_of
+
+        content = b"".join(bytes(piece) for piece in self._adapter.weights.stream(tensor.name))
+        return values_of(content, tensor.dtype).reshape(tensor.shape)
+
+    def factors(self, tensors: Mapping[str, TensorInfo]) -> Mapping[str, NDArray[Any]] | Trouble | None:
+        """The values of what is multiplied.
+
+        Args:
+            tensors: The factors, by their name in the module.
+
+        Returns:
+            By the same names; empty where they are no plain floats. What is wrong where one is not finite. None where they
+            are too large for the network.
+        """
+        import numpy as np
+
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > self._budget:
+            self.unscanned += len(tensors)
+            return None
+        self._budget -= size
+        floats = all(DTYPE_NAMES.get(tensor.dtype) in FLOATS for tensor in tensors.values())
+        values = {}
+        for name, tensor in tensors.items():
+            if floats:
+                values[name] = self.of(tensor)
+                finite = bool(np.isfinite(values[name]).all())
+            else:
+                finite = first_not_finite(self._adapter.weights, tensor.name) is None
+            if not finite:
+                return Trouble(certain=True, reason=f"the adapter's {name} holds NaN or infinity")
+        return values
+
+    def look_through(self, merge: LayerMerge, dtype: str | None) -> Trouble | None:
+        """Whether values of a layer's tensors are NaN or infinite, or can make its merge overflow.
+
+        What is multiplied or added here is left out: it is looked at where that is done.
+
+        Args:
+            merge: The layer.
+            dtype: The dtype in which it is merged into; None where it is not known.
+        """
+        # Rows and whole modules take the base's place as they are.
+        as_is = self._rule.whole_module is not None or merge.of_tokens
+        extreme = None if merge.of_tokens else self._shared
+        for name, tensor in self._looked_through(merge).items():
+            if tensor.nbytes > self._budget:
+                self.unscanned += 1
+                continue
+            self._budget -= tensor.nbytes
+            bound = math.inf
+            if as_is:
+                bound = INFINITE_FROM.get(dtype or "", math.inf)
+            elif tensor is not merge.copy:
+                bound = self._usual_size(tensor, dtype)
+            most = largest(self._adapter.weights, tensor.name, bound)
+            if math.isnan(most):
+                extreme = (name, most)
+                break
+            if most > bound:
+                extreme = extreme or (name, most)
+            if name in self._rule.normalised and self._has_zero_column(tensor):
+                return Trouble(
+                    certain=True, reason=f"a column of the adapter's {name} is zero, and PEFT divides by its length"
+                )
+        if extreme is not None and math.isnan(extreme[1]):
+            return Trouble(certain=True, reason=f"the adapter's {extreme[0]} holds NaN or infinity")
+        if extreme is not None and as_is:
+            return Trouble(certain=True, reason=f"the adapter's {extreme[0]} holds values that are infinity in {dtype}")
+        if extreme is not None and extreme[1] > usual_size(dtype):
+            why = f"the adapter's {extreme[0]} holds values of up to {extreme[1]:.3g}"
+        elif (
+            not as_is
+            and merge.product is None
+            and merge.into_weight
+            and (odd := odd_factor(self._adapter.config.fields, dtype))
+        ):
+            why = f"the adapter's config has {odd}"
+        else:
+            return None
+        reason = (
+            f"{why}, with which the merged weights may overflow {dtype or 'the dtype of the base'}; that is not told "
+            "without multiplying everything"
+        )
+        return Trouble(certain=False, reason=reason)
+
+    def _looked_through(self, merge: LayerMerge) -> dict[str, TensorInfo]:
+        product, update = merge.product, merge.update
+        computed = set() if product is None else {product.up, product.down, product.lengths}
+        computed |= set() if update is None else {update.tensor}
+        found = {name: tensor for name, tensor in merge.adapted.tensors.items() if name not in computed}
+        return found if merge.copy is None else {**found, "base_layer.weight": merge.copy}
+
+    def _usual_size(self, tensor: TensorInfo, dtype: str | None) -> float:
+        config = self._adapter.config
+        return usual_size(dtype, trained=method_of(config).role(tensor.name, config) == "trainable")
+
+    def _has_zero_column(self, tensor: TensorInfo) -> bool:
+        import numpy as np
+
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+
+        if DTYPE_NAMES.get(tensor.dtype) not in FLOATS or len(tensor.shape) != 2:
+            return False
+        with np.errstate(over="ignore", under="ignore"):
+            return not bool(np.linalg.norm(self.of(tensor), axis=0).all())
+
+    def _most_extreme_shared(self, dtype: str | None) -> tuple[str, float] | None:
+        """A tensor that all layers share, stored right under `base_model.`, which PEFT loads, and its largest value.
+
+        NaN stands for NaN and infinity. None where all are of the usual size.
+        """
+        method, config = method_of(self._adapter.config), self._adapter.config
+        rule = method.projections
+        ignored = rule is not None and rule.flag is not None and not config.flag(rule.flag, rule.flag_default)
+        extreme: tuple[str, float] | None = None
+        for name, tensor in self._adapter.weights.tensors.items():
+            if not name.startswith("base_model.") or name.startswith("base_model.model."):
+                continue
+            trained = method.role(name, config) == "trainable"
+            if (ignored and not trained) or tensor.nbytes > self._budget:
+                continue
+            self._budget -= tensor.nbytes
+            bound = usual_size(dtype, trained=trained)
+            most = largest(self._adapter.weights, name, bound)
+            if math.isnan(most):
+                return name, most
+            if most > bound:
+                extreme = extreme or (name, most)
+        return extreme
