@@ -11,7 +11,8 @@ from adaptertool.merge.result import WayOut
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from adaptertool.merge.base.layers import BaseLayers, Layer
+    from adaptertool.merge.base.layer import Layer
+    from adaptertool.merge.base.layers import BaseLayers
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapter.attached import Attached
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.files import Base
-    from adaptertool.merge.base.layers import Layer
+    from adaptertool.merge.base.layer import Layer
     from adaptertool.merge.base.live import LiveModel
     from adaptertool.merge.result import Verdict, WayOut
     from adaptertool.methods.merging import MergeRule

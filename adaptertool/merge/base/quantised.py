@@ -7,7 +7,11 @@ stands in its rule (`MergeRule.quantised`).
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
+
+from adaptertool.errors import CorruptError
+from adaptertool.patterns import match
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +24,9 @@ REQUANTISED = frozenset({"bitsandbytes", "hqq", "torchao"})
 
 STORED_BY_NAME = FORWARD_ONLY | {"bitsandbytes", "hqq"}
 """Formats that are known for storing what they quantise under names of their own, and the other layers as they are."""
+
+_LEFT_ALONE = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
+"""Where a quantisation's settings name the layers that it leaves as they are."""
 
 
 def quantisation_of(settings: Mapping[str, Any]) -> str | None:
@@ -34,3 +41,33 @@ def quantisation_of(settings: Mapping[str, Any]) -> str | None:
         kind = json.dumps(settings.get("quant_type")).lower()
         return method if "int8" in kind and "int4" not in kind else "torchao (not int8)"
     return "bitsandbytes" if method == "bnb" else method
+
+
+def is_quantized_at_loading(settings: Mapping[str, Any], module: str, kind: str | None) -> bool:
+    """Whether a layer that is stored as it is becomes a quantised one all the same, by the base's config.
+
+    Formats that are known for storing what they quantise under names of their own leave the other layers as they are.
+
+    Args:
+        settings: The base's `quantization_config`.
+        module: The layer's path in the live model.
+        kind: What the model's code makes of it (`CodeLayer.kind`); None where that is not known.
+    """
+    method = quantisation_of(settings)
+    if method is None or method in STORED_BY_NAME:
+        return False
+    if kind not in (None, "linear"):
+        return False
+    fields = (settings.get(field) for field in _LEFT_ALONE)
+    kept = [name for names in fields if isinstance(names, list) for name in names if isinstance(name, str)]
+    return not any(_covers(name, module) for name in (*kept, "lm_head"))
+
+
+def _covers(pattern: str, module: str) -> bool:
+    """Whether an entry of a quantisation's list of layers that it leaves alone means this module."""
+    if pattern.startswith("re:"):
+        try:
+            return match(pattern[3:], module, "quantization_config") is not None
+        except CorruptError:
+            return False
+    return fnmatch(module, f"*{pattern}*")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.merge.adapter.tokens import TrainedTokens
-    from adaptertool.merge.base.layers import BaseLayers, Layer
+    from adaptertool.merge.base.layer import Layer
+    from adaptertool.merge.base.layers import BaseLayers
     from adaptertool.merge.base.ties import SharedTensors, Tie
     from adaptertool.methods.merging import BiasUpdate, MergeRule
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapter.adapted import AdaptedLayer
-    from adaptertool.merge.base.layers import Layer
+    from adaptertool.merge.base.layer import Layer
     from adaptertool.methods.merging import BiasUpdate, MergeRule, Product
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.merge.base.files import Base
-    from adaptertool.merge.base.layers import Layer
+    from adaptertool.merge.base.layer import Layer
     from adaptertool.merge.trial.arithmetic import ProductMerge
     from adaptertool.merge.trial.hazards import Hazards
     from adaptertool.merge.trial.layer_merge import LayerMerge
