@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.target import Target
     from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.merge.adapter.attached import Attached
+    from adaptertool.merge.adapter.experts import FusedExperts
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.files import Base
     from adaptertool.merge.base.layer import Layer
@@ -191,14 +192,14 @@ def check_merge(
     attached = attached_layers(opened, own, rule, targets, layers)
     beside = tuple(one for one in tokens.layers if all(one.module != other.module for other in own))
     everything = (*attached.layers, *beside)
-    pairs = [(one, _ask(opened, layers, one, rule, targets)) for one in everything]
+    pairs = [(one, _ask(opened, layers, one, rule, targets, attached.experts)) for one in everything]
     live: LiveModel | None = None
     weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
     entries = open_entries(opened, rule, weighted)
     unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
     unheld = lacking(opened, layers, {layer.module for layer in everything}, None)
     if ask_model and (targets.open or attached.open or attached.undecided or entries or unheld or unsure):
-        modules = [layer.module for layer in adapted]
+        modules = [layer.module for layer in adapted if layer.module not in attached.experts.modules]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
         targets.resolve(live.layers, live.bare)
@@ -211,7 +212,11 @@ def check_merge(
         beside = tuple(one for one in tokens.layers if all(one.module != other.module for other in own))
         everything = (*attached.layers, *beside)
         pairs = [
-            (one, known.get(one.module) or _ask(opened, layers, one, rule, targets, live.layers.get(one.module)))
+            (
+                one,
+                known.get(one.module)
+                or _ask(opened, layers, one, rule, targets, attached.experts, live.layers.get(one.module)),
+            )
             for one in everything
         ]
         unheld = lacking(opened, layers, {layer.module for layer in everything}, live.layers)
@@ -387,7 +392,9 @@ def _targeted_containers(
     stored = layers.modules if all(module in layers.modules for module in modules) else ()
     parts_of = [module.split(".") for module in (*modules, *stored)]
     holders = {".".join(parts[:end]) for parts in parts_of for end in range(1, len(parts))} - {*modules, *stored}
-    targeted = sorted((holder for holder in holders if targets.match(holder)), key=natural)
+    targeted = sorted(
+        (one for one in holders if targets.match(one) and not attached.experts.may_hold(one)), key=natural
+    )
     if not targeted:
         return ()
     message = f"The config targets {targeted[0]}, which is no layer; PEFT raises when it attaches to it"
@@ -449,6 +456,7 @@ def _ask(
     adapted: AdaptedLayer,
     rule: MergeRule,
     targets: Targets,
+    experts: FusedExperts,
     live: CodeLayer | None = None,
 ) -> Layer:
     fields = adapter.config.fields
@@ -471,6 +479,10 @@ def _ask(
             quantised=rule.quantised,
         )
     layer = replace(layer, module=adapted.module)
+    if adapted.module in experts.modules and layer.status == "unknown" and layer.layer_type == "experts":
+        why = experts.modules[adapted.module]
+        certain = why is None and layer.stored is not None
+        layer = replace(layer, status="ok" if certain else "unknown", reason=why or (None if certain else layer.reason))
     if layer.status == "ok" and layer.layer_type == "quantized" and layers.quantization is not None:
         why = rule.plain_only(fields, layers.quantization)
         if why is not None:

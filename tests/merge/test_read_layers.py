@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from peft import PeftModel, get_peft_model
+from peft import LoKrConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import adaptertool
@@ -59,6 +59,20 @@ _EXPERTS = {
 }
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
 
+_SPEECH = {
+    **_SMALL,
+    "conv_dim": [8, 8],
+    "conv_kernel": [3, 3],
+    "conv_stride": [2, 2],
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "tdnn_dim": [8, 8],
+    "tdnn_kernel": [3, 1],
+    "tdnn_dilation": [1, 1],
+    "xvector_output_dim": 8,
+}
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "jamba": ("AutoModelForCausalLM", {**_SMALL, **_JAMBA}),
     "mamba": (
@@ -69,6 +83,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5_text": ("AutoModelForCausalLM", {**_SMALL, **_LINEAR_ATTENTION}),
     "lfm2": ("AutoModelForCausalLM", {**_SMALL, "layer_types": ["conv", "full_attention"]}),
     "deberta-v2": ("AutoModelForSequenceClassification", {**_SMALL, **_RELATIVE}),
+    "wav2vec2": ("AutoModelForAudioXVector", _SPEECH),
 }
 
 CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
@@ -82,6 +97,7 @@ CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("qwen3_5_text", "LOHA", ["conv1d"], {"r": 4}),
     ("lfm2", "LOKR", ["conv.conv"], {"r": 4}),
     ("deberta-v2", "LORA", ["rel_embeddings"], {}),
+    ("wav2vec2", "LORA", ["kernel"], {}),
 ]
 
 
@@ -105,9 +121,12 @@ def load(name: str) -> PreTrainedModel:
 
 
 def outputs(model: torch.nn.Module) -> torch.Tensor:
-    tokens = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    inputs = {"input_ids": torch.randint(3, 60, (2, 9), generator=generator)}
+    if getattr(model, "main_input_name", "") == "input_values":
+        inputs = {"input_values": torch.randn(2, 200, generator=generator)}
     with torch.no_grad():
-        result: torch.Tensor = model.eval()(input_ids=tokens).logits
+        result: torch.Tensor = model.eval()(**inputs).logits
     return result
 
 
@@ -166,8 +185,43 @@ def test_trained_lora_stays_zero_there(tmp_path: Path) -> None:
     assert any(layer.module.endswith("dt_proj") for layer in report.layers)
 
 
+def test_a_layer_that_is_read_where_tokens_are_generated_one_by_one(tmp_path: Path) -> None:
+    """What is computed over a whole sequence stays as it is at the merge."""
+    torch.manual_seed(1)
+    fields: dict[str, Any] = {**_SMALL, "num_hidden_layers": 3, "lru_width": 16, "attention_window_size": 16}
+    base = tmp_path / "base"
+    model: Any = transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**fields))
+    model.save_pretrained(base)
+    adapter: Any = get_peft_model(model, LoKrConfig(target_modules=["conv_1d"], r=2))
+    shake(adapter)
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+
+    def steps(model: torch.nn.Module) -> torch.Tensor:
+        tokens = torch.arange(3, 12)[None]
+        with torch.no_grad():
+            model(input_ids=tokens[:, :6], use_cache=True)
+            # The numbers of the places are the tokens less three.
+            one_by_one = [
+                model(input_ids=at, position_ids=at - 3, use_cache=True).logits for at in tokens[0, 6:, None, None]
+            ]
+        return torch.cat(one_by_one)
+
+    loaded = PeftModel.from_pretrained(
+        transformers.RecurrentGemmaForCausalLM.from_pretrained(base), str(tmp_path / "adapter")
+    )
+    whole, single = outputs(loaded), steps(loaded)
+    merged = loaded.merge_and_unload(safe_merge=True)
+    assert torch.allclose(outputs(merged), whole, atol=1e-5)
+    assert not torch.allclose(steps(merged), single, atol=1e-4)
+    report = adaptertool.check_merge(tmp_path / "adapter", base)
+    assert report.verdict == "lossy"
+    assert {(layer.status, layer.code) for layer in report.layers} == {("lossy", "ADP209")}
+    assert "token by token" in (report.layers[0].reason or "")
+
+
 @pytest.mark.parametrize(
-    "model_type", ["jamba", "mamba", "lfm2", "deberta-v2", "mobilebert", "qwen3_5_text", "llama", "clip"]
+    "model_type",
+    ["jamba", "mamba", "lfm2", "deberta-v2", "mobilebert", "qwen3_5_text", "llama", "clip", "detr", "reformer"],
 )
 def test_table(model_type: str) -> None:
     quiet()

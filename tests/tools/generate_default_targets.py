@@ -11,11 +11,11 @@ from typing import Any
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils.transformers_weight_conversion import (
+from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]  # its copy alone has Mixtral
+    _MODEL_TO_CONVERSION_PATTERN,
     _MOE_FUSED_TARGETS,
     _MOE_TARGET_MODULE_MAPPING,
 )
-from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
 from adaptertool.merge.adapter.targets import FIELDS
 

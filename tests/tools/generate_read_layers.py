@@ -24,8 +24,8 @@ import transformers
 from tests.tools.model_trees import (
     BUILD_ERRORS,
     build,
-    classes_of,
     default_config,
+    every_class_of,
     layers_of,
     model_types,
     pattern_of,
@@ -53,6 +53,19 @@ _OTHER_LAYERS: dict[str, tuple[dict[str, Any], ...]] = {
     **{name: ({"layer_types": ["conv"] * 64},) for name in ("lfm2", "lfm2_moe", "lfm3")},
 }
 """Fields without which a default model lacks kinds of layers that others of its type have."""
+
+
+_IN_STEPS: dict[str, list[str]] = {
+    "recurrent_gemma": ["temporal_block.conv_1d"],
+    "reformer": ["attention.self_attention.query_key", "attention.self_attention.value"],
+}
+"""Layers that are called over a whole sequence, and whose weight is read instead where one token is generated after another.
+
+Both were run with an adapter: outputs over whole sequences stay as they are at a merge, those of single steps change.
+Other layers that are both called and read are not so: what is read is a dtype (T5's `wo`), or it is read in training alone
+(Mamba's kernels, where no gradient reaches the adapter then), in pre-training (Bloom), or for images of another size (CLIP's
+positions).
+"""
 
 
 @dataclass
@@ -86,6 +99,11 @@ class _Visitor(ast.NodeVisitor):
             return
         for statement in node.body if self._quantised else node.orelse:
             self.visit(statement)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        # Whether a layer is one of PEFT's is asked by code that then warns, and reads it all the same.
+        if not (isinstance(node.func, ast.Name) and node.func.id == "isinstance"):
+            self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         above = [*reversed(self._parents[-2:]), None, None]
@@ -155,12 +173,16 @@ def entry_of(model_type: str) -> dict[str, list[str]]:
     """
     found: dict[str, set[str]] = {"always": set(), "not quantised": set()}
     # Where a package is missing, transformers has placeholders for classes, from no file.
-    classes = [one for one in classes_of(model_type) if (path := _file_of(one)) is not None and _has_candidates(path)]
+    classes = [
+        one for one in every_class_of(model_type) if (path := _file_of(one)) is not None and _has_candidates(path)
+    ]
     for model_class in classes:
         for model in _builds(model_class, model_type, whole=model_class is classes[0]):
             always = {pattern_of(path) for path in read_layers(model, quantised=True)}
             found["always"] |= always
             found["not quantised"] |= {pattern_of(path) for path in read_layers(model)} - always
+    if model_type in _IN_STEPS:
+        found["in steps"] = {*_IN_STEPS[model_type]}
     return {when: _ends_of(patterns) for when, patterns in found.items() if patterns}
 
 

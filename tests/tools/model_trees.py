@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -55,13 +55,34 @@ BUILD_ERRORS = (
 )
 """What a model's constructor raises for a default config that it can't be built from, or for a package that is missing."""
 
+
+def _on_resnet(*stages: str) -> dict[str, Any]:
+    """What builds a detector without timm, whose backbones it has by default."""
+    backbone = {"model_type": "resnet", "out_features": list(stages)}
+    return {
+        "use_timm_backbone": False,
+        "backbone": None,
+        "use_pretrained_backbone": False,
+        "backbone_config": backbone,
+    }
+
+
 _OPEN_FIELDS: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 8},
-    "dots1": {"vocab_size": 1000},
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "conditional_detr": _on_resnet("stage4"),
+    "dab-detr": _on_resnet("stage4"),
+    "deformable_detr": _on_resnet("stage2", "stage3", "stage4"),
+    "detr": _on_resnet("stage4"),
+    "table-transformer": _on_resnet("stage4"),
+    "dots1": {"vocab_size": 1000, "n_routed_experts": 8},
     "esm": {"vocab_size": 33, "pad_token_id": 1},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "informer": {"prediction_length": 8},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 48, "head_dim": 128},
     "time_series_transformer": {"prediction_length": 8},
 }
 
@@ -96,9 +117,19 @@ def model_types() -> list[str]:
 
 
 def classes_of(model_type: str) -> list[type[PreTrainedModel]]:
-    """The model classes of a type, those of other tasks included, each once."""
+    """The model classes of a type that people attach adapters to, each once."""
+    return _classes_in(MAPPINGS, model_type)
+
+
+def every_class_of(model_type: str) -> list[type[PreTrainedModel]]:
+    """The model classes of a type for whatever task, the usual ones first."""
+    rest = (name for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES") and not name.startswith("CONFIG"))
+    return _classes_in((*MAPPINGS, *rest), model_type)
+
+
+def _classes_in(mappings: Iterable[str], model_type: str) -> list[type[PreTrainedModel]]:
     names: list[str] = []
-    for mapping in MAPPINGS:
+    for mapping in mappings:
         value = getattr(modeling_auto, mapping).get(model_type)
         names.extend([value] if isinstance(value, str) else value or ())
     return [found for name in dict.fromkeys(names) if (found := getattr(transformers, name, None)) is not None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.adapted import AdaptedLayer
+from adaptertool.merge.adapter.experts import fused_experts
 from adaptertool.merge.base.names import Names, split_path
 from adaptertool.words import natural
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.adapter.experts import FusedExperts
     from adaptertool.merge.adapter.targets import Targets
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
@@ -35,6 +37,7 @@ class Attached:
         ignored_layers: How many layers it leaves out altogether.
         undecided: Whether it is not certain of a layer of the file that it attaches to it.
         open: Modules that it may attach to as well: whether they are in the model can't be told from its files.
+        experts: Those of the layers that are experts that it fuses.
     """
 
     layers: tuple[AdaptedLayer, ...]
@@ -44,6 +47,7 @@ class Attached:
     ignored_layers: int
     undecided: bool
     open: tuple[str, ...]
+    experts: FusedExperts
 
 
 def attached_layers(
@@ -71,11 +75,15 @@ def attached_layers(
     undecided = False
     unmade = rule.unmade(fields)
     today = _NamesToday(layers)
+    experts = fused_experts(fields, adapted, targets, layers.base.config)
 
     def code_of(module: str) -> CodeLayer | None:
         return (tree.get(module) if tree is not None else None) or layers.code.layer(module)
 
     for layer in adapted:
+        if layer.module in experts.modules:
+            kept.append(layer)
+            continue
         matches = [targets.match(name, code_of(name)) for name in today.of(layer.module)]
         undecided = undecided or (bool(targets.parameters) and all(match is None for match in matches))
         if all(match is False for match in matches):
@@ -87,7 +95,11 @@ def attached_layers(
         kept.append(replace(layer, tensors=loaded))
     if tree is not None:
         held = {name for layer in kept for name in (layer.module, *today.of(layer.module))}
-        fresh = [path for path, layer in tree.items() if path not in held and targets.match(path, layer)]
+        fresh = [
+            path
+            for path, layer in tree.items()
+            if path not in held and targets.match(path, layer) and not experts.hold(path)
+        ]
         open_ones: list[str] = []
     else:
         fresh, open_ones = _targeted(kept, adapted, targets, layers, today)
@@ -104,7 +116,7 @@ def attached_layers(
         for layer in everything
         if layer.module in lacking and any("default" in name.split(".") for name in layer.tensors)
     )
-    return Attached(tuple(everything), lacking, named, tuple(ignored), left_out, undecided, tuple(open_ones))
+    return Attached(tuple(everything), lacking, named, tuple(ignored), left_out, undecided, tuple(open_ones), experts)
 
 
 def _targeted(

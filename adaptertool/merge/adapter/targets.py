@@ -60,6 +60,7 @@ class Targets:
         self.parameters = (parameters,) if isinstance(parameters, str) else parameters or ()
         self.refused: str | None = None
         self._fused = _table()["fused"].get(model_type) if config.peft_type == "LORA" else None
+        self.fused: Mapping[str, str] = self._fused["parameters"] if self._fused is not None else {}
         if self._fused is not None and isinstance(targets, tuple):
             self._convert(targets)
         self._excluded = self._names(fields, "exclude_modules") or ()

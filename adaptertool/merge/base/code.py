@@ -164,6 +164,22 @@ class ModelCode:
         rules = {self._entry.rules[candidate] for candidate in candidates}
         return self._answer(*rules.pop()) if len(rules) == 1 else None
 
+    def place(self, module: str) -> tuple[ModelCode, str | None]:
+        """The code that makes a layer, which is that of a part where it stands in one, and the layer's pattern there.
+
+        Args:
+            module: Its path in the live model, or one that differs from that by wrappers.
+
+        Returns:
+            None as the pattern where the table has none, or several that it could be.
+        """
+        if self._entry is None:
+            return self, None
+        if (inner := self._other_part(module)) is not None:
+            return inner[0].place(inner[1])
+        pattern = _NUMBER.sub("#", module)
+        return self, pattern if pattern in self._entry.rules else self._entry.names.find(pattern).module
+
     def patterns(self) -> Iterator[str]:
         """The layers of all classes of the model type, as patterns with `#` for layer numbers."""
         if self._entry is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.merge.base.ties import pattern_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 def is_read(config: Mapping[str, Any], module: str) -> bool:
@@ -29,9 +29,23 @@ def is_read(config: Mapping[str, Any], module: str) -> bool:
     # Some of them are called where transformers has quantised the model.
     quantised = isinstance(config.get("quantization_config"), dict)
     when = ("always",) if quantised else ("always", "not quantised")
+    return _is_listed(config, module, when)
+
+
+def is_read_in_steps(config: Mapping[str, Any], module: str) -> bool:
+    """Whether the model calls a layer over a whole sequence, and reads its weight where it generates token by token.
+
+    Args:
+        config: See `is_read`.
+        module: See `is_read`.
+    """
+    return _is_listed(config, module, ("in steps",))
+
+
+def _is_listed(config: Mapping[str, Any], module: str, when: Iterable[str]) -> bool:
     path = f".{pattern_of(module)}"
-    entries = (_table()["models"].get(model_type, {}) for model_type in _model_types(config))
-    return any(path.endswith(f".{end}") for entry in entries for one in when for end in entry.get(one, ()))
+    entries = [_table()["models"].get(model_type, {}) for model_type in _model_types(config)]
+    return any(path.endswith(f".{end}") for one in when for entry in entries for end in entry.get(one, ()))
 
 
 def _model_types(config: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.base.code import runs_by_ties, scales_embeddings
-from adaptertool.merge.base.read_layers import is_read
+from adaptertool.merge.base.read_layers import is_read, is_read_in_steps
 from adaptertool.merge.base.ties import pattern_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _READ = (
     "the model's code reads the layer's weight and never calls the layer: the adapter, which acts in that call, does nothing "
     "until it is merged, and changes the outputs then"
+)
+_READ_IN_STEPS = (
+    "the model's code calls the layer over a whole sequence, and reads its weight alone where it generates token by token: "
+    "what it generates is without the adapter there until that is merged, and changes then"
 )
 _SHARED = "are one tensor (tie_word_embeddings): merged into one, the update changes the other as well"
 
@@ -73,6 +77,8 @@ class Hazards:
             return self._general
         if is_read(self._layers.base.config, layer.module) and not self._is_zero(adapted):
             return _READ
+        if is_read_in_steps(self._layers.base.config, layer.module) and not self._is_zero(adapted):
+            return _READ_IN_STEPS
         if is_token_layer(adapted):
             return self._of_tokens(adapted.module)
         if not self._rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self._layers.base.config):

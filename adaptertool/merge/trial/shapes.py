@@ -63,7 +63,7 @@ class Shapes:
             if name in self._base.files and (shape := self._base.tensor(name).shape) != module.shape:
                 return f"the adapter's module has shape {list(module.shape)}, and the base's {list(shape)}"
         if self._rule.fits is not None and self._is_matrix(merge) and weight is not None and len(weight.shape) == 2:
-            out, into = weight.shape if merge.layer.layer_type == "linear" else weight.shape[::-1]
+            out, into = weight.shape[::-1] if merge.layer.layer_type == "conv1d" else weight.shape
             if not self._rule.fits(self._adapter.config.fields, tensors, out, into):
                 name, tensor = next(iter(tensors.items()))
                 return (
@@ -95,7 +95,7 @@ class Shapes:
 
     def _is_matrix(self, merge: LayerMerge) -> bool:
         """Whether the layer's weight is a matrix of which the adapter's tensors tell whether they are for it."""
-        return self._rule.fits is not None and merge.layer.layer_type in ("linear", "conv1d")
+        return self._rule.fits is not None and merge.layer.layer_type in ("linear", "conv1d", "experts")
 
 
 def _dims_of_product(merge: LayerMerge) -> tuple[int, ...] | None:
