@@ -19,6 +19,7 @@ from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
     from adaptertool.projection.balanced import BalancedIndices
     from adaptertool.projection.recipe import Recipe
@@ -122,6 +123,13 @@ def _length(config: AdapterConfig) -> int:
     return config.integer("theta_d_length", 256, least=1, most=2**31)
 
 
+def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
+    """Scales have the shapes of the indices beside them."""
+    pairs = [(tensors.get(f"unilora_indices_{side}"), tensors.get(f"unilora_scales_{side}")) for side in "AB"]
+    alike = all(one is None or other is None or one.shape == other.shape for one, other in pairs)
+    return alike and low_rank("unilora_indices_B", "unilora_indices_A")(config, tensors, out_features, in_features)
+
+
 UNILORA = PlainMethod(
     "UNILORA",
     "unilora_",
@@ -131,6 +139,6 @@ UNILORA = PlainMethod(
         shared=lambda _: ("unilora_theta_d",),
         lengths=(("unilora_indices_A", 0, "r"),),
         own_tensors=False,
-        fits=low_rank("unilora_indices_B", "unilora_indices_A"),
+        fits=_fits,
     ),
 )

@@ -13,6 +13,7 @@ from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
 from adaptertool.merge.adapter.attached import attached_layers
+from adaptertool.merge.adapter.pair import broken_for_all, other_shapes
 from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
 from adaptertool.merge.adapter.targets import Targets, unknown_settings
 from adaptertool.merge.adapter.tokens import is_token_layer, trained_tokens, without_copies
@@ -237,6 +238,7 @@ def check_merge(
     checked = (*checked, *(one for one in labels if isinstance(one, LayerResult)))
     unfit = {result.module for result in results if result.code == "ADP203"}
     folder = base_model.folder
+    most_bytes = math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES
     report = MergeReport(
         describe_target(opened),
         describe_adapter(opened),
@@ -260,13 +262,20 @@ def check_merge(
             *([Finding("ADP207", targets.refused)] if targets.refused is not None else []),
             *_targeted_containers(attached, rule, targets, layers),
             *_lost_biases(opened, base_model, results),
+            *(
+                []
+                if unfit
+                else other_shapes(opened, layers, [one for adapted, one in pairs if not is_token_layer(adapted)])
+            ),
+            # Of a layer that is known it was told with the layer.
+            *(broken_for_all(opened, most_bytes) if all(one.status == "unknown" for one in results) else ()),
             *misfits(opened, layers, shared, {layer.module for layer in everything}, unfit),
             *(one for one in labels if isinstance(one, Finding)),
             *nested(opened),
             *(lacking_findings(unheld) if live is not None else ()),
             *lacking_tokens(opened),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
-            *broken_beside(opened, load, math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES),
+            *broken_beside(opened, load, most_bytes),
         ),
         ways_out(layers, missing) if missing else (),
         _note(checked, trial),

@@ -410,6 +410,7 @@ def projection_cases() -> Iterator[Case]:
         projections(element=struct.pack("<f", float("nan"))),
         "ADP102",
         "ADP301",
+        merge=1,
     )
     for dtype, size in {"I32": 4, "F8_E4M3": 1, "BOOL": 1, "C64": 8}.items():
         yield unknown(
