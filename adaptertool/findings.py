@@ -296,8 +296,8 @@ _CODES = (
         "empty-or-placeholder-weights",
         "error",
         "The weights file is empty, holds no tensors, or is a git-LFS pointer in place of the weights.",
-        "There is nothing to load. A pointer means that the repo was cloned without git-LFS.",
-        "Fetch the file itself.",
+        "There is nothing to load. A pointer means that the repo was cloned without git-LFS, or that a pointer was uploaded.",
+        "Fetch the file itself; where a repo on the Hub holds a pointer, upload the file that it stands for.",
         "git lfs pull",
     ),
     Code(

@@ -55,8 +55,8 @@ def open_adapter(target: Target) -> Adapter:
         return Adapter(folder, config, name, SafetensorsWeights(file))
     if not isinstance(folder, LocalFolder):
         raise UnsupportedError(
-            f"{folder.location} holds pickled weights ({name}), which are not read over the network",
-            hint="Download the repo and name the folder.",
+            f"{folder.location} holds pickled weights ({name}), which are not read from the Hub",
+            hint="Download the repo (`hf download REPO --local-dir DIR`), and name the folder.",
         )
     from adaptertool.checkpoint.pickled import PickleWeights
 

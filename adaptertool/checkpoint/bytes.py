@@ -38,6 +38,10 @@ class Bytes(Protocol):
         """How messages name the file."""
 
     @property
+    def of_a_repo(self) -> bool:
+        """Whether it is a repo's on the Hub, be it read from the cache."""
+
+    @property
     def size(self) -> int:
         """The file's length in bytes, known before anything in it is trusted."""
 
@@ -116,12 +120,25 @@ def two_readings(what: str) -> CorruptError:
     )
 
 
+LFS_POINTER = b"version https://git-lfs"
+"""How the pointer begins that git-lfs puts into a commit in place of a file."""
+
+
+def fetch_the_file(file: Bytes) -> str:
+    """What to do where a git-LFS pointer is found in place of a file."""
+    if file.of_a_repo:
+        return "The repo itself holds the pointer. Upload the file that it stands for, with `hf upload`."
+    return "Run `git lfs pull` in that folder."
+
+
 class LocalBytes:
     """A file on disk, read with plain reads.
 
     A memory map would be as fast, but a file that is truncated while it is mapped kills the process with SIGBUS, and the
     mapped pages count as the process's memory.
     """
+
+    of_a_repo = False
 
     def __init__(self, path: Path) -> None:
         """Open the file.

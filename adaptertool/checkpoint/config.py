@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined] # public in CPython, left out of typeshed
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.checkpoint.bytes import LFS_POINTER, fetch_the_file
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
 from adaptertool.words import plural
 
@@ -151,13 +152,10 @@ def read_config(folder: Folder) -> AdapterConfig:
             raise ValueError(f"a JSON {type(fields).__name__} where an object is due")
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        if content.startswith(b"version https://git-lfs"):
-            reason = "a git-LFS pointer"
-        raise CorruptError(
-            f"{name} is no valid config: {reason}",
-            code="ADP304",
-            hint=_RESTORE,
-        ) from error
+        hint = _RESTORE
+        if content.startswith(LFS_POINTER):
+            reason, hint = "a git-LFS pointer", fetch_the_file(file)
+        raise CorruptError(f"{name} is no valid config: {reason}", code="ADP304", hint=hint) from error
     if not isinstance(fields.get("peft_type"), str) or not fields["peft_type"]:
         raise CorruptError(
             f"{name} names no peft_type",

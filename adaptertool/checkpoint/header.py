@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from adaptertool.checkpoint.bytes import fetch_the_file
 from adaptertool.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def read_header(file: Bytes) -> Header:
         raise CorruptError(
             f"{file.name} is a git-LFS pointer, not the weights themselves",
             code="ADP303",
-            hint="Run `git lfs pull` in that folder.",
+            hint=fetch_the_file(file),
         )
     if len(head) < 8:
         raise CorruptError(f"{file.name} is too short for a safetensors header ({file.size} bytes)", hint=_AGAIN)

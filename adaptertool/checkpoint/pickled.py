@@ -12,7 +12,7 @@ import zipfile
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertool.checkpoint.bytes import CHUNK, os_error
+from adaptertool.checkpoint.bytes import CHUNK, fetch_the_file, os_error
 from adaptertool.checkpoint.header import TensorInfo
 from adaptertool.errors import CorruptError, UnsupportedError
 
@@ -50,7 +50,7 @@ class PickleWeights:
             raise CorruptError(
                 f"{path} is a git-LFS pointer, not the weights themselves",
                 code="ADP303",
-                hint="Run `git lfs pull` in that folder.",
+                hint=fetch_the_file(file),
             )
         state = _load_pickle(path)
         self._tensors: dict[str, torch.Tensor] = {}

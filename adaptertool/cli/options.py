@@ -44,7 +44,7 @@ class FindingsFormat(str, Enum):
 
 _TARGETS_HELP = (
     "Folders, weights files, or Hub repos: org/name, org/name@revision, hf://org/name@revision/sub/folder; "
-    "hf://org/ is all adapters of an organisation or user."
+    "hf://org/ is all adapters of an organisation or user. Pickled weights (.bin) are read from disk only, not from the Hub."
 )
 
 Targets = Annotated[

@@ -89,7 +89,7 @@ def restore(
     place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
-    destination.clear(place.folder)
+    destination.prepare(place.folder)
     adapter = open_adapter(place)
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)

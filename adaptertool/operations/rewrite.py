@@ -144,8 +144,16 @@ class Destination:
             if not self.dry_run:
                 check_pushable(adapter.folder)
 
-    def clear(self, source: Folder) -> None:
-        """Remove what killed runs left where something is about to be written."""
+    def prepare(self, source: Folder) -> None:
+        """Refuse what no look at the source could change, and remove what killed runs left where something is to be written.
+
+        Raises:
+            OfflineError: a pull request is asked for in offline mode.
+        """
+        if self.push and not self.dry_run and source.kind == "hub":
+            from adaptertool.checkpoint.hub.push import check_online
+
+            check_online(source.location)
         if not self.dry_run and (self.output is not None or self.in_place):
             clear_place(source, self.output)
 

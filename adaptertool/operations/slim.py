@@ -99,7 +99,7 @@ def slim(
     place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
     # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
-    destination.clear(place.folder)
+    destination.prepare(place.folder)
     adapter = open_adapter(place)
     rule = rule_for(adapter, method_of(adapter.config))
     earlier = list(_earlier(adapter, destination)) if not force else []

@@ -70,8 +70,11 @@ def test_every_command_works_from_the_cache_and_leaves_it(
     assert (code, document["action"]) == (0, "restored")
     code, document = run(capsys, "check-merge", "org/beft", "--base", "org/base")
     assert (code, document["verdict"]) == (1, "not-mergeable")
-    code, document = run(capsys, "slim", "org/name", "--push")
-    assert (code, document["error"]["kind"]) == (3, "offline")
+    for command, name in (("slim", "org/name"), ("restore", "org/slim")):
+        code, document = run(capsys, command, name, "--push")
+        assert (code, document["error"]["kind"]) == (3, "offline")
+        assert "cannot open a pull request" in document["error"]["message"]
+        assert "download" not in document["error"]["hint"]
     code, document = run(capsys, "slim", "org/name", "--in-place")
     assert code == 2
 

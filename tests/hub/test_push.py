@@ -187,19 +187,34 @@ def test_what_goes_wrong_is_told(
     assert "\n" not in caught.value.message
     assert TOKEN not in f"{caught.value.message} {caught.value.hint}"
     assert time.monotonic() - begin < 5
-    if kind == "commit" and fault.get("status", 500) == 500:
+    if kind != "commit":
+        assert "discussions before" not in (caught.value.hint or "")
+    elif fault.get("status", 500) == 500:
         # The Hub may have opened it before the answer was lost.
         assert caught.value.hint is not None
         assert f"{hub.endpoint}/org/name/discussions" in caught.value.hint
         assert bool(hub.repos["org/name"].pulls) == ("status" not in fault)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("kind", ["preupload", "batch", "upload", "commit"])
+def test_a_long_wait_is_not_waited_for(
+    hub: HubServer, folder: HubFolder, slimmed: dict[str, Path], kind: str, status: int
+) -> None:
+    hub.fail(kind, status=status, headers={"Retry-After": "99999"})
+    begin = time.monotonic()
+    with pytest.raises(NetworkError, match=rf"no pull request .* status {status}, and asks to wait 99999 s"):
+        pushed(folder, slimmed)
+    assert time.monotonic() - begin < 5
+    assert not hub.repos["org/name"].pulls
+
+
 def test_the_client_is_left_as_it_was(hub: HubServer, folder: HubFolder, slimmed: dict[str, Path]) -> None:
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    before = get_session().timeout
+    before = get_session().timeout, get_session().event_hooks
     pushed(folder, slimmed)
-    assert get_session().timeout == before
+    assert (get_session().timeout, get_session().event_hooks) == before
 
 
 def test_no_progress_bar_without_a_terminal(

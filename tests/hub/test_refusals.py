@@ -12,6 +12,7 @@ from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import (
     AdapterToolError,
+    CorruptError,
     GatedError,
     NetworkError,
     NotFoundError,
@@ -19,6 +20,7 @@ from adaptertool.errors import (
     UnauthorizedError,
     UnsupportedError,
 )
+from tests.hub import server
 from tests.hub.conftest import files_of
 from tests.hub.test_reading import download
 
@@ -180,6 +182,20 @@ def test_an_empty_repo(hub: HubServer, status: int) -> None:
 def test_a_repo_without_weights(hub: HubServer) -> None:
     hub.add("org/name", {"adapter_config.json": b'{"peft_type": "LORA"}', "x.bin": b""})
     told(lambda: open_adapter(open_target("org/name")), NotFoundError, "no adapter weights", "x.bin")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json"])
+def test_a_pointer_that_was_uploaded(
+    hub: HubServer, randlora: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """There is no clone in which git-lfs could fetch anything."""
+    monkeypatch.setattr(server, "is_lfs", lambda path, file: False)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9000\n"
+    hub.add("org/name", {**files_of(randlora), name: pointer.encode()})
+    told(lambda: open_adapter(open_target("org/name")).weights.tensors, CorruptError, "pointer", "hf upload")
+    download("org/name", WEIGHTS, "adapter_config.json")
+    request.getfixturevalue("offline")
+    told(lambda: open_adapter(open_target("org/name")).weights.tensors, CorruptError, "pointer", "hf upload")
 
 
 def test_pickled_weights(hub: HubServer) -> None:

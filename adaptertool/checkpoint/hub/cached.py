@@ -20,6 +20,8 @@ class CachedBytes(LocalBytes):
     The cache keeps files as `blobs/<etag>`: the SHA-256 of those in large file storage, git's hash of others.
     """
 
+    of_a_repo = True
+
     def __init__(self, path: Path) -> None:
         """Open it.
 

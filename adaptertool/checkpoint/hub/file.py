@@ -43,6 +43,8 @@ class HubBytes:
     of the whole file is checked against its digest as well, where the Hub names one.
     """
 
+    of_a_repo = True
+
     def __init__(self, folder: HubFolder, name: str, entry: HubFile | None, ahead: int | None = None) -> None:
         """Take the file as the repo's tree describes it, or ask for its beginning and take it as the answer describes it.
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.bytes import os_error
-from adaptertool.checkpoint.hub.addresses import shown
-from adaptertool.checkpoint.hub.refusals import redacted, refusal
-from adaptertool.checkpoint.hub.session import http_library, hub_session, transport_errors
+from adaptertool.checkpoint.hub.addresses import origin, shown
+from adaptertool.checkpoint.hub.refusals import redacted, refusal, retry_after
+from adaptertool.checkpoint.hub.session import http_library, hub_session, is_offline, transport_errors
 from adaptertool.errors import (
     AdapterToolError,
     NetworkError,
@@ -36,6 +36,22 @@ ANSWER_SECONDS = 120.0
 """How long the Hub may take to answer one request of a commit; huggingface_hub itself would wait for ever (2.4.0)."""
 
 
+def check_online(repo: str) -> None:
+    """Refuse in offline mode: the cache is no place for a pull request.
+
+    Args:
+        repo: What messages name.
+
+    Raises:
+        OfflineError: huggingface_hub is in offline mode.
+    """
+    if is_offline():
+        raise OfflineError(
+            f"cannot open a pull request on {repo}: that takes the network, and huggingface_hub is in offline mode",
+            hint="Unset HF_HUB_OFFLINE, or write with -o DIR.",
+        )
+
+
 def check_pushable(folder: HubFolder) -> None:
     """Refuse what can't end in a pull request, before any work is done.
 
@@ -45,11 +61,7 @@ def check_pushable(folder: HubFolder) -> None:
         UsageError: the revision is no branch.
     """
     client = folder.client
-    if client.offline:
-        raise OfflineError(
-            f"cannot open a pull request on {folder.repo_id}: huggingface_hub is in offline mode",
-            hint="Unset HF_HUB_OFFLINE.",
-        )
+    check_online(folder.repo_id)
     if client.token is None:
         raise UnauthorizedError(
             f"cannot open a pull request on {folder.repo_id} without a token", hint="Run `hf auth login`."
@@ -106,17 +118,19 @@ def _opened(
 
     client, branch = folder.client, folder.branch
     api = HfApi(endpoint=client.endpoint, token=client.token, library_name="adaptertool")
-    with _as_our_errors(folder), _patient_session(), _progress_on_terminals(), _by_lfs(), _without_addresses():
-        additions = [
-            CommitOperationAdd(path_in_repo=folder.path_in_repo(name), path_or_fileobj=path)
-            for name, path in sorted(files.items())
-        ]
+    with _patient_session(folder), _progress_on_terminals(), _by_lfs(), _without_addresses():
+        with _as_our_errors(folder):
+            additions = [
+                CommitOperationAdd(path_in_repo=folder.path_in_repo(name), path_or_fileobj=path)
+                for name, path in sorted(files.items())
+            ]
         deletions = [
             CommitOperationDelete(path_in_repo=folder.path_in_repo(name), is_folder=False) for name in sorted(deletes)
         ]
-        api.preupload_lfs_files(
-            folder.repo_id, additions, revision=branch, create_pr=True, free_memory=False, num_threads=2
-        )
+        with _as_our_errors(folder, "Try again later."):
+            api.preupload_lfs_files(
+                folder.repo_id, additions, revision=branch, create_pr=True, free_memory=False, num_threads=2
+            )
         for addition in additions:
             # create_commit leaves such a file out and says so in a debug message only (2.4.0).
             if getattr(addition, "_should_ignore", False):
@@ -124,15 +138,16 @@ def _opened(
                     f"the .gitignore of {folder.repo_id} keeps {addition.path_in_repo} out of a pull request",
                     hint="Change the .gitignore in the repo first, or write with -o DIR and upload the files yourself.",
                 )
-        commit = api.create_commit(
-            folder.repo_id,
-            [*additions, *deletions],
-            commit_message=title,
-            commit_description=description,
-            revision=branch,
-            create_pr=True,
-            parent_commit=folder.revision,
-        )
+        with _as_our_errors(folder, _perhaps_open(folder)):
+            commit = api.create_commit(
+                folder.repo_id,
+                [*additions, *deletions],
+                commit_message=title,
+                commit_description=description,
+                revision=branch,
+                create_pr=True,
+                parent_commit=folder.revision,
+            )
     return commit.pr_url
 
 
@@ -168,19 +183,33 @@ def _no_branch(revision: str) -> UsageError:
 
 
 @contextmanager
-def _patient_session() -> Iterator[None]:
-    """Give the requests of a commit a time limit: of its own, huggingface_hub's client has none (2.4.0)."""
+def _patient_session(folder: HubFolder) -> Iterator[None]:
+    """Give the requests of a commit a time limit: of its own, huggingface_hub's client has none (2.4.0).
+
+    It would also wait for as long as a server asks. Here, as for what is read, that is no longer than a step may take.
+    """
     session = hub_session()
     # Sessions of requests (huggingface_hub 0.x) take a limit with each request only.
     if not hasattr(session, "timeout"):
         yield
         return
-    before = session.timeout
+
+    def no_long_wait(response: Any) -> None:
+        after = retry_after({name.lower(): value for name, value in response.headers.items()})
+        if response.status_code >= 400 and after >= folder.client.timeout:
+            raise NetworkError(
+                f"no pull request on {folder.repo_id} was opened: {origin(str(response.url))} answered status "
+                f"{response.status_code}, and asks to wait {after:.0f} s",
+                hint="Try again later.",
+            )
+
+    before, hooks = session.timeout, session.event_hooks
     session.timeout = ANSWER_SECONDS
+    session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), no_long_wait]}
     try:
         yield
     finally:
-        session.timeout = before
+        session.timeout, session.event_hooks = before, hooks
 
 
 @contextmanager
@@ -233,8 +262,13 @@ def _progress_on_terminals() -> Iterator[None]:
 
 
 @contextmanager
-def _as_our_errors(folder: HubFolder) -> Iterator[None]:
-    """Turn what huggingface_hub raises into errors of ours."""
+def _as_our_errors(folder: HubFolder, hint: str = "Try again.") -> Iterator[None]:
+    """Turn what huggingface_hub raises into errors of ours.
+
+    Args:
+        folder: Of the pull request.
+        hint: What to do where no answer says how it ended.
+    """
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     unreachable = transport_errors(http_library(hub_session()))
@@ -244,23 +278,25 @@ def _as_our_errors(folder: HubFolder) -> Iterator[None]:
     try:
         yield
     except failures as error:
-        raise _as_ours(error, folder) from error
+        raise _as_ours(error, folder, hint) from error
 
 
-def _as_ours(error: BaseException, folder: HubFolder) -> AdapterToolError:
+def _as_ours(error: BaseException, folder: HubFolder, hint: str) -> AdapterToolError:
     from huggingface_hub.errors import HfHubHTTPError
 
     cause: BaseException = error
-    while not isinstance(cause, (HfHubHTTPError, OSError)) and cause.__cause__ is not None:
+    while not isinstance(cause, (AdapterToolError, HfHubHTTPError, OSError)) and cause.__cause__ is not None:
         cause = cause.__cause__
     client, repo = folder.client, folder.repo_id
+    if isinstance(cause, AdapterToolError):
+        return cause
     if isinstance(cause, HfHubHTTPError):
-        return _refusal(cause, folder)
+        return _refusal(cause.response, getattr(cause, "server_message", None) or "", folder, hint)
     if isinstance(cause, OSError) and cause.filename is not None:
         return os_error(cause, cause.filename)
     return NetworkError(
         f"could not open a pull request on {repo}: {redacted(str(cause) or type(cause).__name__, client.token)}",
-        hint=_perhaps_open(folder),
+        hint=hint,
     )
 
 
@@ -270,11 +306,10 @@ def _perhaps_open(folder: HubFolder) -> str:
     return f"Look at {page} before trying again: it may have been opened all the same."
 
 
-def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
+def _refusal(response: Any, said: str, folder: HubFolder, hint: str) -> AdapterToolError:
     client = folder.client
-    response = error.response
     headers = {name.lower(): value for name, value in response.headers.items()}
-    said = redacted(getattr(error, "server_message", None) or headers.get("x-error-message", ""), client.token)
+    said = redacted(said or headers.get("x-error-message", ""), client.token)
     unknown = headers.get("x-error-code") == "RevisionNotFound"
     if unknown and folder.branch is not None:
         return _no_branch(folder.branch)
@@ -290,13 +325,13 @@ def _refusal(error: Any, folder: HubFolder) -> AdapterToolError:
         )
     refused = f"the Hub refused a pull request on {folder.repo_id}" + (f": {said}" if said else "")
     if response.status_code == 403:
-        hint = "The token must be allowed to write discussions, and the repo must allow pull requests."
-        return UnauthorizedError(refused, hint=hint)
+        allow = "The token must be allowed to write discussions, and the repo must allow pull requests."
+        return UnauthorizedError(refused, hint=allow)
     if 400 <= response.status_code < 500 and response.status_code not in (401, 404, 408, 429):
         return NetworkError(refused, hint="Write with -o DIR, and upload the files yourself.")
     failure = refusal(response.status_code, headers, folder.subject(), client.token)
     if response.status_code == 408 or response.status_code >= 500:
-        return NetworkError(failure.message, hint=_perhaps_open(folder))
+        return NetworkError(failure.message, hint=hint)
     if isinstance(failure, NotFoundError):
         # The repo was read a moment ago, so it is there.
         return UnauthorizedError(

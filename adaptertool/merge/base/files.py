@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.checkpoint.bytes import two_readings
+from adaptertool.checkpoint.bytes import LFS_POINTER, fetch_the_file, two_readings
 from adaptertool.checkpoint.header import Header, TensorInfo, read_header
 from adaptertool.errors import CorruptError, NotFoundError, UnsupportedError
 from adaptertool.words import shortened
@@ -273,8 +273,8 @@ def _read_json(folder: Folder, name: str) -> dict[str, Any]:
         raise CorruptError(f"{file.name} is {file.size} bytes long, too long for what it should be")
     content = file.read(0, file.size)
     file.close()
-    if content.startswith(b"version https://git-lfs"):
-        raise CorruptError(f"{file.name} is a git-LFS pointer", hint="Run `git lfs pull` in that folder.")
+    if content.startswith(LFS_POINTER):
+        raise CorruptError(f"{file.name} is a git-LFS pointer", hint=fetch_the_file(file))
     try:
         value = json.loads(content.decode("utf-8"))  # as transformers reads it; bytes could be UTF-16, too
     except (ValueError, RecursionError) as error:
