@@ -106,12 +106,22 @@ def shapes_by_the_base(
         base: The base model, as the user names it.
         token: Access token for the Hub.
         ask_hub: Whether the base in the config of an adapter on the Hub is looked up there.
+
+    Raises:
+        CorruptError: the config names no base, and something else in its place (ADP304).
+        AdapterToolError: the base that the user names can't be read.
     """
     shapes = _shapes(adapter, rule)
     if not shapes:
         return False, None
+    # A config that makes no sense is told before anything is looked up.
+    named = base or adapter.config.text_or_none("base_model_name_or_path")
+    revision = adapter.config.text_or_none("revision")
     try:
-        model = base_of(adapter, base, token) if base is not None else _at_hand(adapter, rule, token, ask_hub=ask_hub)
+        if base is not None:
+            model: Base | None = base_of(adapter, base, token)
+        else:
+            model = _at_hand(adapter, rule, named, revision, token, ask_hub=ask_hub)
         if model is None:
             return False, None
         due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, model))
@@ -123,7 +133,6 @@ def shapes_by_the_base(
         return False, None
     for kind, (name, shape) in shapes.items():
         if shape != due.get(kind):
-            named = base or adapter.config.text_or_none("base_model_name_or_path")
             return False, (
                 f"{name} has shape {shape}, and PEFT draws {due.get(kind)} for this adapter on {named}: this one is shared "
                 "with another adapter"
@@ -145,18 +154,18 @@ def _shapes(adapter: Adapter, rule: Projections) -> dict[str, tuple[str, tuple[i
     return {kind: (f"{rule.canonical_name(kind)}, which was stripped,", shape) for kind, shape in shapes.items()}
 
 
-def _at_hand(adapter: Adapter, rule: Projections, token: str | None, *, ask_hub: bool) -> Base | None:
+def _at_hand(
+    adapter: Adapter, rule: Projections, named: str | None, revision: str | None, token: str | None, *, ask_hub: bool
+) -> Base | None:
     """The base that the adapter's config names, where looking at it surprises nobody; None elsewhere.
 
     For an adapter on disk that is a folder, or what huggingface_hub's cache holds: no network is used that was not asked for.
     For one on the Hub it is the Hub, and no path on this machine: anyone may have written that config.
     """
-    named = adapter.config.text_or_none("base_model_name_or_path")
     if not named:
         return None
     is_folder = os.path.isdir(named)  # noqa: PTH112 - Path.is_dir raises for names that no file can have
     if adapter.folder.kind == "local":
-        revision = adapter.config.text_or_none("revision")
         folder = Path(named) if is_folder else cached_snapshot(named, revision)
         return open_base(Target(LocalFolder(folder))) if folder is not None else None
     proven_in_part = any(one.copies for one in rule.stored(adapter.weights.tensors, adapter.config))

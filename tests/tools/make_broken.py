@@ -311,7 +311,7 @@ def config_cases() -> Iterator[Case]:
             with_config(text, basis),
             "corrupt",
             "ADP304",
-            slim=1 if field == "peft_version" else 3,
+            slim=3,
             restore=3 if field == "save_projection" else 0,
         )
 
