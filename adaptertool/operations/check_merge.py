@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,12 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
-from adaptertool.merge.adapter.attached import attached_layers
 from adaptertool.merge.adapter.pair import broken_for_all, other_shapes
+from adaptertool.merge.adapter.placement import place
 from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
-from adaptertool.merge.adapter.targets import Targets, unknown_settings
-from adaptertool.merge.adapter.tokens import is_token_layer, trained_tokens, without_copies
+from adaptertool.merge.adapter.targets import Targets
+from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.adapter.whole import (
-    lacking,
     lacking_findings,
     lacking_tokens,
     lacking_unknown,
@@ -30,19 +29,16 @@ from adaptertool.merge.base.code import ModelCode, load_dtype
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.layers import BaseLayers
 from adaptertool.merge.base.live import build_live_model
-from adaptertool.merge.base.ties import SharedTensors
-from adaptertool.merge.result import CONTRADICTION, EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.findings import layer_findings, loading_findings, lost_bias_findings, targeted_containers
+from adaptertool.merge.open_questions import with_open_questions
+from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
 from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
 from adaptertool.merge.trial.hazards import Hazards
 from adaptertool.merge.trial.trial import Trial
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
-from adaptertool.methods.biases import lost_biases, words_about
-from adaptertool.methods.merging import wrong_length
-from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
 from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.operations.result import Result
-from adaptertool.words import natural, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +46,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.target import Target
     from adaptertool.merge.adapter.adapted import AdaptedLayer
-    from adaptertool.merge.adapter.attached import Attached
-    from adaptertool.merge.adapter.experts import FusedExperts
-    from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.files import Base
-    from adaptertool.merge.base.layer import Layer
     from adaptertool.merge.base.live import LiveModel
     from adaptertool.merge.result import Verdict, WayOut
     from adaptertool.methods.merging import MergeRule
@@ -155,121 +147,56 @@ def check_merge(
     """
     dtype = check_options(dtype, threshold)
     opened = open_adapter(open_target(adapter, revision=revision, subfolder=subfolder, token=token))
-    method = method_of(opened.config)
-    rule = method.merge
+    rule = method_of(opened.config).merge
     if rule is None:
         note = f"Whether {opened.config.peft_type} adapters merge was not looked into."
-        return MergeReport(describe_target(opened), describe_adapter(opened), None, None, threshold, (), (), note=note)
-    if (why := rule.never(opened.config.fields)) is not None:
-        message = f"{opened.config.peft_type} has no merge: {why}"
-        return _without_base(opened, Finding("ADP206", message, fix="Serve the adapter unmerged."), threshold)
-    if (why := rule.refused(opened.config.fields)) is not None:
-        message = f"PEFT does not load this {opened.config.peft_type} adapter: {why}"
-        return _without_base(opened, Finding("ADP206", message), threshold)
-    misnamed = misnamed_tensors(opened.weights.tensors.values(), method.prefixes)
-    left_out = {*misnamed}
-    loaded = (info for name, info in opened.weights.tensors.items() if name not in left_out)
-    adapted = adapted_layers(loaded, method.prefixes)
-    if not adapted and misnamed:
-        raise CorruptError(
-            f"PEFT loads none of the tensors in {opened.folder.location}/{opened.weights_name}: the names of a PeftModel "
-            f"begin with {PEFT_PREFIX} once, and go on with the path in the base, unlike {misnamed[0]}",
-            hint="Name them as PEFT's save_pretrained does.",
-        )
-    if not adapted and rule.own_tensors:
-        if (hazard := rule.hazard(opened.config.fields)) is not None:
-            return _without_base(opened, Finding(HAZARD, hazard, fix="Serve the adapter unmerged."), threshold)
-        raise CorruptError(
-            f"{opened.folder.location}/{opened.weights_name} holds no tensor of a {opened.config.peft_type} layer",
-            hint="Save the adapter again, with PEFT's save_pretrained.",
-        )
+        return _without_base(opened, (), threshold, note=note)
+    adapted, finding = _layers_of(opened, rule)
+    if finding is not None:
+        return _without_base(opened, (finding,), threshold)
     base_model = _open_base(opened, base, base_revision, token)
     code = ModelCode(base_model.config)
-    layers = BaseLayers(base_model, code)
     targets = Targets(opened.config, code.model_type)
-    shared = SharedTensors(layers, opened.config.fields)
-    tokens = trained_tokens(opened, targets, shared)
-    own = without_copies(opened, adapted, tokens, targets, shared)
-    attached = attached_layers(opened, own, rule, targets, layers)
-    beside = tuple(one for one in tokens.layers if all(one.module != other.module for other in own))
-    everything = (*attached.layers, *beside)
-    pairs = [(one, _ask(opened, layers, one, rule, targets, attached.experts)) for one in everything]
+    placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code))
+    entries = open_entries(opened, rule, placement.layers.weighted())
     live: LiveModel | None = None
-    weighted = (*(path for path, leaves in layers.modules.items() if "weight" in leaves), *code.patterns())
-    entries = open_entries(opened, rule, weighted)
-    unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
-    unheld = lacking(opened, layers, {layer.module for layer in everything}, None)
-    if ask_model and (targets.open or attached.open or attached.undecided or entries or unheld or unsure):
-        modules = [layer.module for layer in adapted if layer.module not in attached.experts.modules]
+    if ask_model and (entries or not placement.settled):
+        modules = [layer.module for layer in adapted if layer.module not in placement.attached.experts.modules]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
         targets.resolve(live.layers, live.bare)
-        known = {layer.module: layer for _, layer in pairs if layer.status != "unknown"}
-        layers = BaseLayers(base_model, code, live.renamed)
-        shared = SharedTensors(layers, opened.config.fields, live.ties)
-        tokens = trained_tokens(opened, targets, shared)
-        own = without_copies(opened, adapted, tokens, targets, shared)
-        attached = attached_layers(opened, own, rule, targets, layers, live.layers)
-        beside = tuple(one for one in tokens.layers if all(one.module != other.module for other in own))
-        everything = (*attached.layers, *beside)
-        pairs = [
-            (
-                one,
-                known.get(one.module)
-                or _ask(opened, layers, one, rule, targets, attached.experts, live.layers.get(one.module)),
-            )
-            for one in everything
-        ]
-        unheld = lacking(opened, layers, {layer.module for layer in everything}, live.layers)
+        placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code, live.renamed), live, placement)
+    layers, attached, unheld = placement.layers, placement.attached, placement.unheld
     load = dtype or load_dtype(base_model.config)
-    trial = Trial(
-        opened,
-        base_model,
-        rule,
-        load,
-        threshold,
-        hazards=Hazards(opened, rule, layers, shared, tokens),
-        all_biases=all_biases,
-    )
-    results = trial.run(pairs)
-    missing = [layer for (_, layer), result in zip(pairs, results, strict=True) if result.code == "ADP201"]
-    checked = _with_open_questions(opened, rule, attached, targets, results)
-    labels = tuple(other_labels(opened, layers))
-    checked = (*checked, *(one for one in labels if isinstance(one, LayerResult)))
+    hazards = Hazards(opened, rule, layers, placement.shared, placement.tokens)
+    trial = Trial(opened, base_model, rule, load, threshold, hazards=hazards, all_biases=all_biases)
+    results = trial.run(placement.pairs)
+    missing = [layer for (_, layer), result in zip(placement.pairs, results, strict=True) if result.code == "ADP201"]
     unfit = {result.module for result in results if result.code == "ADP203"}
-    folder = base_model.folder
+    adapted_by_method = [layer for one, layer in placement.pairs if not is_token_layer(one)]
+    labels = tuple(other_labels(opened, layers))
     most_bytes = math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES
+    checked = (
+        *with_open_questions(opened, rule, attached, targets, results),
+        *(one for one in labels if isinstance(one, LayerResult)),
+    )
     report = MergeReport(
         describe_target(opened),
         describe_adapter(opened),
-        BaseReport(
-            folder.location,
-            folder.kind,
-            folder.revision,
-            "headers" if live is None else "model",
-            folder.requests,
-            folder.bytes_read,
-            code.model_type,
-            trial.biases_read,
-            trial.weights_read,
-        ),
+        _describe_base(base_model, code, live, trial),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
         checked if live is not None else (*checked, *unknown_entries(entries), *lacking_unknown(unheld)),
         (
-            *_findings(everything, results, rule),
-            *_loading_findings(adapted, attached, checked, targets, layers, live),
+            *layer_findings([one for one, _ in placement.pairs], results, rule),
+            *loading_findings(adapted, attached, checked, targets, layers, live),
             *([Finding("ADP207", targets.refused)] if targets.refused is not None else []),
-            *_targeted_containers(attached, rule, targets, layers),
-            *_lost_biases(opened, base_model, results),
-            *(
-                []
-                if unfit
-                else other_shapes(opened, layers, [one for adapted, one in pairs if not is_token_layer(adapted)])
-            ),
+            *targeted_containers(attached, rule, targets, layers),
+            *lost_bias_findings(opened, base_model, results),
+            *([] if unfit else other_shapes(opened, layers, adapted_by_method)),
             # Of a layer that is known it was told with the layer.
             *(broken_for_all(opened, most_bytes) if all(one.status == "unknown" for one in results) else ()),
-            *misfits(opened, layers, shared, {layer.module for layer in everything}, unfit),
+            *misfits(opened, layers, placement.shared, placement.modules, unfit),
             *(one for one in labels if isinstance(one, Finding)),
             *nested(opened),
             *(lacking_findings(unheld) if live is not None else ()),
@@ -286,132 +213,58 @@ def check_merge(
     return report
 
 
-def _lost_biases(adapter: Adapter, base: Base, results: Sequence[LayerResult]) -> tuple[Finding, ...]:
-    """Biases that were trained and are not in the file, where the base is known to have such."""
-    lost = lost_biases(adapter.config, method_of(adapter.config), adapter.weights.tensors)
-    there = (
-        any(name.endswith(".bias") for name in base.files) if lost == "all" else any(one.has_bias for one in results)
-    )
-    if lost is None or not there:
-        return ()
-    words = words_about(adapter.config, lost)
-    message = f"{words[:1].upper()}{words[1:]}: the merged model has the base's own in their place"
-    return (Finding(HAZARD, message, fix="Find a checkpoint of the training run that holds them."),)
+def _layers_of(adapter: Adapter, rule: MergeRule) -> tuple[Sequence[AdaptedLayer], Finding | None]:
+    """The layers that an adapter's file holds tensors of, and why it does not merge whatever the base is.
 
-
-def _with_open_questions(
-    adapter: Adapter, rule: MergeRule, attached: Attached, targets: Targets, results: Sequence[LayerResult]
-) -> tuple[LayerResult, ...]:
-    """The results, with what can't be told of updates that the file does not hold."""
-    checked = list(results)
-    zero = rule.starts_at_zero(adapter.config.fields)
-    held = {layer.module: layer.tensors for layer in attached.layers}
-    drawn = {
-        module
-        for module, names in attached.lacking.items()
-        if not zero or (held[module] and not rule.zeros.issuperset(names))
-    }
-    # Under 0.21.2, `_remap_adapter_state_dict_for_load` passes such names on as they are.
-    reason = (
-        "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: PEFT 0.21.2 can load them "
-        "only if the adapter is given that name; under another name it makes the layer anew, untrained"
-    )
-    checked = [
-        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in attached.named else one
-        for one in checked
-    ]
-    reason = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
-    checked = [
-        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
-        for one in checked
-    ]
-    shared = [name for name in adapter.weights.tensors if name.startswith("base_model.")]
-    wanted = rule.shared(adapter.config.fields)
-    absent = [name for name in wanted if not any(one.startswith(f"base_model.{name}") for one in shared)]
-    if absent:
-        reason = (
-            f"the adapter's file lacks {absent[0]}, which all layers share: PEFT raises, or makes it anew, untrained"
+    Raises:
+        CorruptError: it holds none that PEFT loads.
+    """
+    config, file = adapter.config, f"{adapter.folder.location}/{adapter.weights_name}"
+    if (why := rule.never(config.fields)) is not None:
+        return (), Finding("ADP206", f"{config.peft_type} has no merge: {why}", fix="Serve the adapter unmerged.")
+    if (why := rule.refused(config.fields)) is not None:
+        return (), Finding("ADP206", f"PEFT does not load this {config.peft_type} adapter: {why}")
+    prefixes = method_of(config).prefixes
+    misnamed = misnamed_tensors(adapter.weights.tensors.values(), prefixes)
+    left_out = {*misnamed}
+    adapted = adapted_layers((info for name, info in adapter.weights.tensors.items() if name not in left_out), prefixes)
+    if not adapted and misnamed:
+        raise CorruptError(
+            f"PEFT loads none of the tensors in {file}: the names of a PeftModel begin with {PEFT_PREFIX} once, and go on "
+            f"with the path in the base, unlike {misnamed[0]}",
+            hint="Name them as PEFT's save_pretrained does.",
         )
-        checked = [replace(one, status="unknown", reason=reason) if one.status == "ok" else one for one in checked]
-    if (why := rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)) is not None:
-        checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
-    reason = (
-        "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "
-        "told from the base's files"
-    )
-    pattern = (
-        "PEFT makes names of this pattern, because transformers 5 has fused layers of this model; which ones can't be told "
-        "without building it"
-    )
-    return (
-        *checked,
-        *(LayerResult(module, "unknown", reason=reason) for module in attached.open),
-        *([LayerResult("target_modules", "unknown", reason=pattern)] if targets.open else []),
-    )
-
-
-def _loading_findings(
-    adapted: Sequence[AdaptedLayer],
-    attached: Attached,
-    checked: Sequence[LayerResult],
-    targets: Targets,
-    layers: BaseLayers,
-    live: LiveModel | None,
-) -> tuple[Finding, ...]:
-    """What the config makes of the file: tensors that have no place, layers that have no tensors, nothing to attach to."""
-    findings = []
-    if attached.ignored:
-        what = (
-            plural(attached.ignored_layers, "layer")
-            if attached.ignored_layers
-            else plural(len(attached.ignored), "tensor")
+    if not adapted and rule.own_tensors:
+        if (hazard := rule.hazard(config.fields)) is not None:
+            return (), Finding(HAZARD, hazard, fix="Serve the adapter unmerged.")
+        raise CorruptError(
+            f"{file} holds no tensor of a {config.peft_type} layer",
+            hint="Save the adapter again, with PEFT's save_pretrained.",
         )
-        why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
-        message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
-        findings.append(Finding("ADP210", message, attached.ignored, len(attached.ignored)))
-    fresh = [one.module for one in checked if one.module in attached.lacking and one.module not in attached.named]
-    if fresh:
-        message = (
-            f"The config targets {plural(len(fresh), 'layer')} of which the file lacks tensors, such as {fresh[0]}: PEFT "
-            "makes them at loading, untrained, and merges them with the rest"
-        )
-        findings.append(Finding("ADP211", message, count=len(fresh)))
-    if not checked and targets.known:
-        tree = live.layers if live is not None else layers.code.patterns() if layers.code.known else None
-        numbers = {"0", *(part for layer in adapted for part in layer.module.split(".") if part.isdecimal())}
-        if tree is not None and not any(
-            targets.match(path.replace("#", number)) for path in tree for number in numbers
-        ):
-            message = (
-                "The base has no layer that the adapter's config targets; PEFT raises ValueError: Target modules not found in "
-                "the base model"
-            )
-            findings.append(Finding("ADP202", message))
-    return tuple(findings)
+    return adapted, None
 
 
-def _targeted_containers(
-    attached: Attached, rule: MergeRule, targets: Targets, layers: BaseLayers
-) -> tuple[Finding, ...]:
-    """What the config targets that is no layer and holds some: PEFT raises before it loads anything."""
-    if rule.kinds is None and rule.whole_module is None:
-        return ()
-    modules = [layer.module for layer in attached.layers]
-    # The file's other modules are in the model where it calls them as the model does.
-    stored = layers.modules if all(module in layers.modules for module in modules) else ()
-    parts_of = [module.split(".") for module in (*modules, *stored)]
-    holders = {".".join(parts[:end]) for parts in parts_of for end in range(1, len(parts))} - {*modules, *stored}
-    targeted = sorted(
-        (one for one in holders if targets.match(one) and not attached.experts.may_hold(one)), key=natural
+def _describe_base(base: Base, code: ModelCode, live: LiveModel | None, trial: Trial) -> BaseReport:
+    folder = base.folder
+    return BaseReport(
+        folder.location,
+        folder.kind,
+        folder.revision,
+        "headers" if live is None else "model",
+        folder.requests,
+        folder.bytes_read,
+        code.model_type,
+        trial.biases_read,
+        trial.weights_read,
     )
-    if not targeted:
-        return ()
-    message = f"The config targets {targeted[0]}, which is no layer; PEFT raises when it attaches to it"
-    return (Finding("ADP207", message, count=len(targeted)),)
 
 
-def _without_base(adapter: Adapter, finding: Finding, threshold: float) -> MergeReport:
-    return MergeReport(describe_target(adapter), describe_adapter(adapter), None, None, threshold, (), (finding,))
+def _without_base(
+    adapter: Adapter, findings: tuple[Finding, ...], threshold: float, note: str | None = None
+) -> MergeReport:
+    return MergeReport(
+        describe_target(adapter), describe_adapter(adapter), None, None, threshold, (), findings, note=note
+    )
 
 
 def check_options(dtype: str | None, threshold: float) -> str | None:
@@ -457,77 +310,6 @@ def _open_base(adapter: Adapter, base: str | Path | None, revision: str | None, 
             f"the base model that {adapter.config.name} names can't be found: {error.message}",
             hint="Name the model that it was trained on with --base.",
         ) from error
-
-
-def _ask(
-    adapter: Adapter,
-    layers: BaseLayers,
-    adapted: AdaptedLayer,
-    rule: MergeRule,
-    targets: Targets,
-    experts: FusedExperts,
-    live: CodeLayer | None = None,
-) -> Layer:
-    fields = adapter.config.fields
-    if is_token_layer(adapted) and TRAINABLE_TOKENS.merge is not None:
-        rule = TRAINABLE_TOKENS.merge
-    module = rule.base_module(fields, adapted.module)
-    held = targets.parameters_of(adapted.module, live or layers.code.layer(module))
-    kinds = rule.kinds if held == () else None
-    trained = bool(adapted.tensors)
-    if rule.bias is not None and rule.bias.wanted(fields):
-        layer = layers.needs_bias(
-            module, kinds=kinds, trained=trained, weight=not rule.bias.alone, live=live, quantised=rule.bias.quantised
-        )
-    else:
-        layer = layers.needs_weight(
-            module,
-            live=live,
-            kinds=kinds,
-            trained=trained,
-            quantised=rule.quantised,
-        )
-    layer = replace(layer, module=adapted.module)
-    if adapted.module in experts.modules and layer.status == "unknown" and layer.layer_type == "experts":
-        why = experts.modules[adapted.module]
-        certain = why is None and layer.stored is not None
-        layer = replace(layer, status="ok" if certain else "unknown", reason=why or (None if certain else layer.reason))
-    if layer.status == "ok" and layer.layer_type == "quantized" and layers.quantization is not None:
-        why = rule.plain_only(fields, layers.quantization)
-        if why is not None:
-            reason = f"the base layer is quantised with {layers.quantization}: {why}"
-            layer = replace(layer, status="blocked", code="ADP207", reason=reason)
-    refused = rule.refuses(layers.code.model_type, module)
-    if refused is None and held:
-        refused = rule.refuses_parameters(fields) or targets.conflict(adapted.module, live or layers.code.layer(module))
-    if refused is not None:
-        return replace(layer, status="blocked", code="ADP207", reason=refused)
-    misfit = rule.misfit(fields, adapted.module, adapted.tensors) or wrong_length(rule, fields, adapted.tensors)
-    return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
-
-
-def _findings(adapted: Sequence[AdaptedLayer], results: Sequence[LayerResult], rule: MergeRule) -> tuple[Finding, ...]:
-    """One finding for each code and reason."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    counts: dict[tuple[str, str], int] = {}
-    for one, result in zip(adapted, results, strict=True):
-        code = result.code if result.status != "ok" else CONTRADICTION if result.reason else None
-        if code is None:
-            continue
-        key = (code, result.reason or "")
-        tensors = one.tensors
-        if rule.bias is not None and rule.bias.tensor in tensors and code in ("ADP201", "ADP205", CONTRADICTION):
-            tensors = {rule.bias.tensor: tensors[rule.bias.tensor]}
-        groups.setdefault(key, []).extend(tensor.name for tensor in tensors.values())
-        counts[key] = counts.get(key, 0) + 1
-    findings = []
-    for (code, reason), tensors_of in groups.items():
-        count = counts[code, reason]
-        where = f"in {count} of {len(results)} layers" if count < len(results) else f"in all {count} layers"
-        raised = f" PEFT raises {rule.bias.raises}" if code == "ADP201" and rule.bias is not None else ""
-        message = f"{where}, {reason}{'.' + raised if raised else ''}"
-        findings.append(Finding(code, message[:1].upper() + message[1:], tuple(tensors_of), count))
-    return tuple(sorted(findings, key=lambda finding: finding.code))
 
 
 def _note(results: Sequence[LayerResult], trial: Trial) -> str | None:

@@ -12,7 +12,7 @@ from adaptertool.merge.base.quantised import FORWARD_ONLY, REQUANTISED, is_quant
 from adaptertool.merge.base.stored import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from adaptertool.merge.base.code import CodeLayer, ModelCode
     from adaptertool.merge.base.files import Base
@@ -57,6 +57,11 @@ class BaseLayers:
     def stored(self, module: str) -> str | None:
         """The name in the file of a module of the live model; None where it is not certain."""
         return self._stored.find(module).module
+
+    def weighted(self) -> Iterator[str]:
+        """The modules that are known to have a weight, by their names in the file and by their patterns in the code."""
+        yield from (path for path, leaves in self.modules.items() if "weight" in leaves)
+        yield from self.code.patterns()
 
     def is_quantized(self, stored: str) -> bool:
         """Whether the file holds this module in a quantised format."""

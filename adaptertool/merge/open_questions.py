@@ -1,0 +1,76 @@
+"""Layers whose merge raises nothing, as far as it was tried, and of which something decides that no file tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adaptertool.merge.adapter.targets import unknown_settings
+from adaptertool.merge.result import LayerResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.adapter.attached import Attached
+    from adaptertool.merge.adapter.targets import Targets
+    from adaptertool.methods.merging import MergeRule
+
+
+def with_open_questions(
+    adapter: Adapter, rule: MergeRule, attached: Attached, targets: Targets, results: Sequence[LayerResult]
+) -> tuple[LayerResult, ...]:
+    """The results, with what can't be told of updates that the file does not hold.
+
+    Args:
+        adapter: The adapter.
+        rule: What its method's merge needs.
+        attached: What PEFT attaches of it.
+        targets: What its config targets.
+        results: What the trial found for each layer.
+    """
+    checked = list(results)
+    zero = rule.starts_at_zero(adapter.config.fields)
+    held = {layer.module: layer.tensors for layer in attached.layers}
+    drawn = {
+        module
+        for module, names in attached.lacking.items()
+        if not zero or (held[module] and not rule.zeros.issuperset(names))
+    }
+    # Under 0.21.2, `_remap_adapter_state_dict_for_load` passes such names on as they are.
+    reason = (
+        "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: PEFT 0.21.2 can load them "
+        "only if the adapter is given that name; under another name it makes the layer anew, untrained"
+    )
+    checked = [
+        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in attached.named else one
+        for one in checked
+    ]
+    reason = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
+    checked = [
+        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
+        for one in checked
+    ]
+    shared = [name for name in adapter.weights.tensors if name.startswith("base_model.")]
+    wanted = rule.shared(adapter.config.fields)
+    absent = [name for name in wanted if not any(one.startswith(f"base_model.{name}") for one in shared)]
+    if absent:
+        reason = (
+            f"the adapter's file lacks {absent[0]}, which all layers share: PEFT raises, or makes it anew, untrained"
+        )
+        checked = [replace(one, status="unknown", reason=reason) if one.status == "ok" else one for one in checked]
+    if (why := rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)) is not None:
+        checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
+    reason = (
+        "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "
+        "told from the base's files"
+    )
+    pattern = (
+        "PEFT makes names of this pattern, because transformers 5 has fused layers of this model; which ones can't be told "
+        "without building it"
+    )
+    return (
+        *checked,
+        *(LayerResult(module, "unknown", reason=reason) for module in attached.open),
+        *([LayerResult("target_modules", "unknown", reason=pattern)] if targets.open else []),
+    )
