@@ -24,7 +24,7 @@ from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_K
 from adaptertool.operations.shared_copies import missing_copies
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
-from adaptertool.projection.loader import parse_version
+from adaptertool.projection.loader import loader_for, parse_version
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +64,8 @@ def restore(
         output: The folder to write.
         in_place: Replace the files of the source.
         push: Open a pull request on the Hub repo.
-        for_torch: Without a fingerprint: the torch version that drew the projections that the adapter was trained with.
+        for_torch: Without a fingerprint: the torch version that drew the projections that the adapter was trained with. With
+            one it decides nothing, and the result's hint says so where it contradicts.
         base: Without a fingerprint: the base model, of which headers are read.
         dtype: Without a fingerprint, where the bits depend on it: the dtype in which the base is loaded.
         dry_run: Draw and check, and write nothing.
@@ -110,9 +111,9 @@ def restore(
             recipe, shapes, digests = _what_to_draw(adapter, drawing, for_torch, base, dtype, token)
             drawing.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
             tensors += _drawn(drawing, recipe, shapes, digests)
-            result = replace(
-                result, projections=replace(report, recipe=recipe, fingerprint=digests), hint=drawing.pair_alone
-            )
+            hints = [*filter(None, (drawing.pair_alone, _not_as_named(recipe, for_torch)))]
+            projections = replace(report, recipe=recipe, fingerprint=digests)
+            result = replace(result, projections=projections, hint=" ".join(hints) or None)
         tensors += brought_back(adapter, missing, base, token) if missing else []
     except CannotDrawError as error:
         read_whole(adapter, progress)  # what is refused must be what the file says
@@ -205,6 +206,19 @@ def _what_to_draw(
     if fingerprint.recipe.sampler is None:
         raise CannotDrawError("the projections were drawn by a torch whose sampler is none of the known ones")
     return fingerprint.recipe, fingerprint.shapes, fingerprint.digests
+
+
+def _not_as_named(recipe: Recipe, for_torch: str | None) -> str | None:
+    """What to know where the torch that the user names would have drawn others than the fingerprint says."""
+    from adaptertool.projection.recipe import draws, why_not
+
+    loader = loader_for(for_torch) if for_torch is not None else None
+    if loader is None or draws(loader, recipe.generation):
+        return None
+    why = why_not(loader, recipe.generation)
+    return (
+        f"--for-torch {for_torch} decides nothing where there is a fingerprint: {why}. Stored, they load alike everywhere."
+    )
 
 
 def _drawn(

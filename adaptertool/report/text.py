@@ -100,6 +100,8 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     text.append(f"\n{size(result.bytes_before)} -> {size(result.bytes_after)}", style="bold")
     if result.bytes_after < result.bytes_before:
         text.append(f", {_share(result.bytes_after, result.bytes_before)} of what it was")
+    elif result.action == "stripped":
+        text.append(", because the fingerprint takes more than what went")
     if result.output is not None:
         text.append(f"\n{'would be written' if result.dry_run else 'written'} to {shortened(result.output)}")
     elif result.dry_run:

@@ -130,6 +130,18 @@ def test_stripped_for_the_old_torch_and_restored_here_gives_the_expected_logits(
     assert old.gives_the_expected_logits(tmp_path / "back")
 
 
+@pytest.mark.parametrize(
+    ("version", "contradicts"), [("2.11", False), ("2.0", False), ("2.12", True), ("2.13.0", True)]
+)
+def test_restore_says_that_a_fingerprint_decides(version: str, contradicts: bool, tmp_path: Path, run: Run) -> None:
+    old = DENSE[0]
+    assert run("slim", old.folder, "--for-torch", "2.11", "-o", tmp_path / "slim").code == 0
+    text = run("restore", tmp_path / "slim", "-o", tmp_path / "back", "--for-torch", version).out
+    assert (f"--for-torch {version} decides nothing" in text.replace("\n", " ")) == contradicts
+    back, before = load(tmp_path / "back"), load(old.folder)
+    assert all(back[name].equal(before[name]) for name in (CANONICAL_A, CANONICAL_B))
+
+
 @each_dense
 def test_what_was_stripped_for_the_old_torch_is_reported_under_this_one(old: Old, tmp_path: Path, run: Run) -> None:
     run("slim", old.folder, "--for-torch", "2.11", "-o", tmp_path / "slim")
