@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.methods.base import Note
-    from adaptertool.projection.verify import Level
+    from adaptertool.projection.comparison import Level
 
 HELD_BYTES = 64 << 20
 """Up to which size weights on the Hub are held in memory where all of them are looked at, instead of being read twice."""

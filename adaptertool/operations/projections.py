@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.methods.base import Method, Projections
     from adaptertool.projection.basis import Basis
+    from adaptertool.projection.comparison import Comparison, Level
     from adaptertool.projection.loader import Loader
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.stored import Stored
-    from adaptertool.projection.verify import Comparison, Level, Verdict
+    from adaptertool.projection.verify import Verdict
 
 WORTH_A_RANGE = 4 << 20
 """Bytes of a file on the Hub that take about as long to read as one more range."""
@@ -196,7 +197,7 @@ def _unverified(adapter: Adapter, rule: Projections, stored: tuple[Stored, ...])
 
 def _comparison(adapter: Adapter, stored: tuple[Stored, ...], level: Level, progress: Progress) -> Comparison:
     """What compares them; a file of which a digest is known has been read as a whole then, at level `full`."""
-    from adaptertool.projection.verify import Comparison
+    from adaptertool.projection.comparison import Comparison
 
     weights, remote = adapter.weights, adapter.folder.kind == "hub"
     whole = None
@@ -230,7 +231,7 @@ def _compared(report: ProjectionReport, comparison: Comparison, *, settle: bool)
 
 def sample_is_cheap(adapter: Adapter, rule: Projections) -> bool:
     """Whether a sample of stored projections costs little beside reading all of the file: on the Hub, where it is large."""
-    from adaptertool.projection.verify import Comparison
+    from adaptertool.projection.comparison import Comparison
 
     if adapter.folder.kind != "hub":
         return False

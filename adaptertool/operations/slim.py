@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from adaptertool.findings import Finding
     from adaptertool.methods.base import Projections
     from adaptertool.operations.base_copies import BaseCopies
-    from adaptertool.projection.verify import Level
+    from adaptertool.projection.comparison import Level
 
 KEEP = "Keep the file as it is."
 

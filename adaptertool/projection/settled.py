@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adaptertool.checkpoint.hub.ahead import SEGMENT
+from adaptertool.projection.comparison import StoredReference
 from adaptertool.projection.dtypes import DTYPE_NAMES
-from adaptertool.projection.verify import DrawnReference, StoredReference, drawing, in_order
+from adaptertool.projection.verify import DrawnReference, drawing, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from adaptertool.projection.basis import Basis
+    from adaptertool.projection.comparison import Comparison, Reference
     from adaptertool.projection.loader import Loader
     from adaptertool.projection.stored import Stored
-    from adaptertool.projection.verify import Comparison, Reference
 
 
 def refuted(comparison: Comparison, stored: Sequence[Stored], basis: Basis, loader: Loader) -> bool:

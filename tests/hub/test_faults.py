@@ -15,7 +15,7 @@ from adaptertool.checkpoint.hub.file import PREFETCH
 from adaptertool.checkpoint.hub.folder import HubFolder
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import AdapterToolError, CorruptError, NetworkError, UsageError
-from adaptertool.projection import verify
+from adaptertool.projection import comparison
 from tests.hub.conftest import files_of
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def test_a_server_without_ranges_is_soon_given_up(
     with pytest.raises(NetworkError, match="ignores ranges"):
         adaptertool.inspect("org/name", verify="sample")
     # The config, the weights' beginning, and the ranges that are on their way when the first one is refused.
-    assert len(hub.requests("storage")) <= 1 + 2 * verify.REMOTE_REQUESTS
+    assert len(hub.requests("storage")) <= 1 + 2 * comparison.REMOTE_REQUESTS
 
 
 def test_a_range_that_is_ignored_once(hub: HubServer) -> None:
