@@ -297,7 +297,9 @@ _CODES = (
         "error",
         "The weights file is empty, holds no tensors, or is a git-LFS pointer in place of the weights.",
         "There is nothing to load. A pointer means that the repo was cloned without git-LFS, or that a pointer was uploaded.",
-        "Fetch the file itself; where a repo on the Hub holds a pointer, upload the file that it stands for.",
+        "Fetch the file itself; where a repo on the Hub holds a pointer, upload the file that it stands for. PEFT 0.21.2 "
+        "saves an X-LoRA whose classifier has one layer without any tensor: save those tensors of the trained model's "
+        "state_dict() whose names hold internal_xlora_classifier, under these names.",
         "git lfs pull",
     ),
     Code(
@@ -316,8 +318,9 @@ _CODES = (
         "What PEFT draws, computes from the base or takes from it when it loads this adapter is not what it was in training.",
         "PiSSA, CorDA and LoRA-GA move a part of each base weight into the adapter. At loading, pissa_niter_… finds another "
         "part, with random numbers; LoRA-GA takes none out; CorDA raises. AdaMSS and PSOFT's fast decomposition used random "
-        "numbers without a seed up to PEFT 0.19, and up to 0.20 most trained biases were not saved. The adapter then computes "
-        "something else than it was trained to, merged or not, mostly without an error.",
+        "numbers without a seed up to PEFT 0.19, and up to 0.20 most trained biases were not saved. PEFT 0.21.2 leaves layers "
+        "of X-LoRA's classifier out of the file. The adapter then computes something else than it was trained to, merged or "
+        "not, mostly without an error.",
         "Compare outputs with ones from the training run. There, a LoRA can be saved again with "
         "path_initial_model_for_weight_conversion; or the changed base can be saved beside it, onto which it loads with "
         "init_lora_weights set to true.",

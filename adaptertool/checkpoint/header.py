@@ -131,7 +131,11 @@ def read_header(file: Bytes) -> Header:
         )
     header = parse_header(file.read(8, length), file.size - 8 - length, file.name)
     if not header.tensors:
-        raise CorruptError(f"{file.name} holds no tensors", code="ADP303", hint="Save the adapter again.")
+        raise CorruptError(
+            f"{file.name} holds no tensors",
+            code="ADP303",
+            hint="Save the adapter again; for X-LoRA see `adaptertool explain ADP303`.",
+        )
     return header
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -238,8 +238,13 @@ class Method(Protocol):
             CorruptError: a config value that the answer depends on makes no sense (ADP304).
         """
 
-    def loads_otherwise(self, config: AdapterConfig) -> str | None:
-        """Why PEFT loads it into something else than was trained, as a sentence; None where it does not, or nobody knows."""
+    def loads_otherwise(self, config: AdapterConfig, names: Collection[str]) -> str | None:
+        """Why PEFT loads it into something else than was trained, as a sentence; None where it does not, or nobody knows.
+
+        Args:
+            config: The adapter's.
+            names: Those of the tensors in the file.
+        """
 
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
         """What a user should know about tensors that were not trained and still have to stay in the file."""

@@ -26,7 +26,7 @@ from adaptertool.methods.merging import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
@@ -68,6 +68,7 @@ class PlainMethod:
         state: What the names of tensors match, whole, that are kept beside what is trained and are not trained themselves.
         merge: What merging it needs; None where that is not known.
         otherwise: Why PEFT does not load what was trained, from the config, as a sentence; None where it does.
+        lost: The same where it did not save all of it, from the config and the names of the tensors that are there.
     """
 
     peft_type: str
@@ -79,6 +80,7 @@ class PlainMethod:
     state: str | None = None
     merge: MergeRule | None = INTO_WEIGHTS
     otherwise: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    lost: Callable[[Mapping[str, Any], Collection[str]], str | None] = lambda *_: None
     known: ClassVar[bool] = True
 
     @property
@@ -93,7 +95,7 @@ class PlainMethod:
         if self.projections is not None:
             return config.integer(self.rank_field, 0, least=1, most=2**31)
         # 0 and null are no mistake everywhere: OFT takes its block size then.
-        return None if config.fields[self.rank_field] is None else config.integer(self.rank_field, 0)
+        return None if config.fields[self.rank_field] is None else config.integer(self.rank_field, 0) or None
 
     def role(self, name: str, config: AdapterConfig) -> Role:
         """Trained, if the name has the method's prefix and is neither a projection nor computed from the base."""
@@ -111,9 +113,9 @@ class PlainMethod:
         """All of its numbers, but for embeddings that are only saved."""
         return general_trained(tensor, self.role(tensor.name, config), config)
 
-    def loads_otherwise(self, config: AdapterConfig) -> str | None:
-        """As the method's own rule says."""
-        return self.otherwise(config.fields)
+    def loads_otherwise(self, config: AdapterConfig, names: Collection[str]) -> str | None:
+        """As the method's own rules say."""
+        return self.otherwise(config.fields) or self.lost(config.fields, names)
 
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:
         """One for each kind of tensor that needs the base model."""
@@ -150,7 +152,7 @@ class UnknownMethod:
         """Unknown but for what PEFT saves beside any method's own tensors."""
         return general_trained(tensor, self.role(tensor.name, config), config)
 
-    def loads_otherwise(self, config: AdapterConfig) -> None:
+    def loads_otherwise(self, config: AdapterConfig, names: Collection[str]) -> None:
         """Unknown."""
 
     def notes(self, tensors: Mapping[str, TensorInfo], config: AdapterConfig) -> tuple[Note, ...]:

@@ -187,7 +187,7 @@ def examine_adapter(
         from adaptertool.operations.base_copies import finding_about
 
         findings += finding_about(adapter)
-    if (why := method_of(adapter.config).loads_otherwise(adapter.config)) is not None:
+    if (why := method_of(adapter.config).loads_otherwise(adapter.config, adapter.weights.tensors)) is not None:
         findings.append(Finding("ADP305", f"{why}.", fix=_COMPARE))
     if (lost := lost_biases(adapter.config, method_of(adapter.config), adapter.weights.tensors)) is not None:
         words = words_about(adapter.config, lost)

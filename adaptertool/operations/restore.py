@@ -216,9 +216,7 @@ def _not_as_named(recipe: Recipe, for_torch: str | None) -> str | None:
     if loader is None or draws(loader, recipe.generation):
         return None
     why = why_not(loader, recipe.generation)
-    return (
-        f"--for-torch {for_torch} decides nothing where there is a fingerprint: {why}. Stored, they load alike everywhere."
-    )
+    return f"--for-torch {for_torch} decides nothing where there is a fingerprint: {why}. Stored, they load alike everywhere."
 
 
 def _drawn(

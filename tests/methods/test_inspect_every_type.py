@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import KasaConfig, MontecloraConfig, VeloraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.checkpoint.adapter import open_adapter
@@ -120,6 +120,27 @@ def test_xlora(tmp_path: Path) -> None:
     assert {one.role for one in result.roles} == {"trainable"}
 
 
+@pytest.mark.parametrize(("names", "depth"), [(("one", "two"), 2), (("one", "two"), 4), (("0", "1", "2", "3"), 3)])
+def test_layers_that_xloras_file_lacks_are_named(names: tuple[str, ...], depth: int, tmp_path: Path) -> None:
+    """What PEFT leaves out of the file is not what was trained after loading; with all of it there is nothing to report."""
+    model = write_xlora(tmp_path, names, depth)
+    classifier = {name: one.clone() for name, one in model.state_dict().items() if "xlora_classifier" in name}
+
+    def differing() -> set[str]:
+        bare = base("llama")
+        bare.config.use_cache = False
+        loaded = PeftModel.from_pretrained(bare, str(tmp_path)).state_dict()
+        return {name for name, one in classifier.items() if not torch.equal(loaded[name], one)}
+
+    (finding,) = adaptertool.inspect(tmp_path).findings
+    numbers = sorted({name.split(".layers.")[1].split(".")[0] for name in differing()}, key=int)
+    assert finding.code == "ADP305"
+    assert f" {' and '.join(numbers)} of the classifier" in finding.message
+    save_file(classifier, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert not differing()
+    assert adaptertool.inspect(tmp_path).findings == ()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -198,7 +219,7 @@ def test_a_future_type_is_listed_and_nothing_is_claimed(rank: object, tmp_path: 
 )
 def test_rank(peft_type: str, rank: int | None, tmp_path: Path) -> None:
     write(tmp_path, peft_type)
-    assert adaptertool.inspect(tmp_path, verify="none").adapter.rank == (0 if peft_type == "OFT" else rank)
+    assert adaptertool.inspect(tmp_path, verify="none").adapter.rank == rank
 
 
 def test_shaken_models_differ_from_their_base(tmp_path: Path) -> None:
