@@ -153,3 +153,21 @@ def test_settings_that_were_not_looked_into(tmp_path: Path) -> None:
 
 def test_the_table_is_pefts() -> None:
     assert json.loads(json.dumps(default_targets())) == _table()
+
+
+def test_a_router_that_is_no_linear_layer(tmp_path: Path) -> None:
+    """In models whose configs PEFT does not convert, such a router can't be adapted any more."""
+    fields = {**_SMALL, "num_experts": 3, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    base = tmp_path / "base"
+    auto: Any = transformers.AutoModelForCausalLM
+    auto.from_config(transformers.AutoConfig.for_model("qwen2_moe", **fields)).save_pretrained(base)
+    LoraConfig(r=2, target_modules=["gate"], task_type="CAUSAL_LM").save_pretrained(str(tmp_path / "adapter"))
+    stems = [f"base_model.model.model.layers.{layer}.mlp.gate" for layer in range(2)]
+    tensors = {f"{stem}.lora_A.weight": torch.ones(2, 16) for stem in stems}
+    tensors |= {f"{stem}.lora_B.weight": torch.ones(3, 2) for stem in stems}
+    save_file(tensors, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="is not supported"):
+        PeftModel.from_pretrained(load(base), str(tmp_path / "adapter"))
+    report = check_merge(tmp_path / "adapter", base)
+    assert report.verdict == "not-mergeable"
+    assert {layer.code for layer in report.layers} == {"ADP207"}

@@ -159,7 +159,9 @@ def _read_in(kind: type[torch.nn.Module], *, quantised: bool) -> frozenset[str]:
 
 def read_layers(model: torch.nn.Module, *, quantised: bool = False) -> Iterator[str]:
     """The paths of a model's layers that are read and never called."""
-    for path in layers_of(model):
+    for path, layer in layers_of(model).items():
+        if layer.kind == "unknown":
+            continue
         parent, _, name = path.rpartition(".")
         kind: Any = type(model.get_submodule(parent))
         if name in _read_in(kind, quantised=quantised):

@@ -95,7 +95,7 @@ class Layer:
     """One layer of a model that an adapter can be attached to.
 
     Attributes:
-        kind: `linear`, `conv1d`, `embedding`, `conv` or `experts`.
+        kind: `linear`, `conv1d`, `embedding`, `conv`, `experts`, or `unknown` for another module with a matrix as its weight.
         bias: Whether it has a bias.
         shape: Of its weight; None for experts.
     """
@@ -159,6 +159,9 @@ def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
             parameter.ndim == 3 for _, parameter in module.named_parameters(recurse=False)
         ):
             layers[path] = Layer("experts", bias=False, shape=None)
+        elif isinstance(weight := getattr(module, "weight", None), torch.nn.Parameter) and weight.ndim == 2:
+            # A router that is no nn.Linear, for one: PEFT attaches to none of these.
+            layers[path] = Layer("unknown", getattr(module, "bias", None) is not None, tuple(weight.shape))
     return layers
 
 
