@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.checkpoint.hub.cached import CachedFolder
 from adaptertool.checkpoint.hub.session import cached_snapshot
 from adaptertool.checkpoint.target import Target, open_target
 from adaptertool.errors import AdapterToolError, NotFoundError
@@ -166,8 +167,10 @@ def _at_hand(
         return None
     is_folder = os.path.isdir(named)  # noqa: PTH112 - Path.is_dir raises for names that no file can have
     if adapter.folder.kind == "local":
-        folder = Path(named) if is_folder else cached_snapshot(named, revision)
-        return open_base(Target(LocalFolder(folder))) if folder is not None else None
+        if is_folder:
+            return open_base(Target(LocalFolder(Path(named))))
+        snapshot = cached_snapshot(named, revision)
+        return open_base(Target(CachedFolder(snapshot))) if snapshot is not None else None
     proven_in_part = any(one.copies for one in rule.stored(adapter.weights.tensors, adapter.config))
     if is_folder or not ask_hub or proven_in_part:
         return None

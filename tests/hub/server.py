@@ -212,6 +212,7 @@ class Fault:
     Attributes:
         kind: `models`, `discussions`, `discussion`, `info`, `tree`, `resolve`, `storage`, `preupload`, `batch`, `upload`,
             `verify`, `commit` or `any`.
+        path: Only answers about paths that end in this, if anything.
         times: How many answers are spoilt before all is well again.
         skip: How many go well before.
         status: This status instead of an answer.
@@ -231,6 +232,7 @@ class Fault:
     """
 
     kind: str
+    path: str = ""
     times: int = 1_000_000
     skip: int = 0
     status: int | None = None
@@ -314,11 +316,12 @@ class HubServer:
         with self.lock:
             return [entry for entry in self.log if not kinds or entry.kind in kinds]
 
-    def fault(self, kind: str) -> Fault:
+    def fault(self, kind: str, path: str) -> Fault:
         """What is to go wrong with this answer."""
+        path = unquote(urlsplit(path).path)
         with self.lock:
             for fault in self.faults:
-                if fault.kind in (kind, "any") and fault.times:
+                if fault.kind in (kind, "any") and fault.times and path.endswith(fault.path):
                     if fault.skip:
                         fault.skip -= 1
                         continue
@@ -367,7 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("content-length", 0)))
 
     def answer(self, kind: str, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
-        fault = self.hub.fault(kind)
+        fault = self.hub.fault(kind, self.path)
         if fault.status is not None:
             status, body = fault.status, b""
         if fault.body is not None:
@@ -383,7 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self, kind: str, file: Content, headers: Mapping[str, str]) -> None:
         """A file, or the range of it that was asked for."""
-        fault = self.hub.fault(kind)
+        fault = self.hub.fault(kind, self.path)
         if fault.status is not None or fault.body is not None:
             body = fault.body or b""
             self.send(fault, fault.status or 200, {**headers, **fault.headers}, Plain(body), 0, len(body))
@@ -722,7 +725,7 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if branch not in repo.refs:
                 self.refuse("commit", 404, "RevisionNotFound", f"Invalid rev id: {branch}")
                 return
-            fault = hub.fault("commit")
+            fault = hub.fault("commit", self.path)
             if fault.status is not None:
                 refused = {"X-Error-Message": "No", **fault.headers}
                 self.send(Fault("commit"), fault.status, refused, Plain(b"{}"), 0, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,8 +17,6 @@ from tests.methods.rewriting import configure
 from tests.methods.written import base, configured, shake
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.hub.server import HubServer
 
 SECOND = {"VERA": ("q_proj",), "PVERA": ("q_proj",), "RANDLORA": ("gate_proj", "down_proj")}
@@ -75,6 +74,16 @@ def test_by_a_base_in_the_cache_for_an_adapter_on_disk(
     before = len(hub.requests())
     assert_told_apart(first, second)
     assert len(hub.requests()) == before
+
+
+def test_a_base_in_the_cache_that_a_disk_damaged(hub: HubServer, tmp_path: Path) -> None:
+    """It proves nothing."""
+    add_base(hub, tmp_path / "base")
+    first, _ = save_adapters(tmp_path, "VERA")
+    blob = Path(snapshot_download("org/base"), "config.json").resolve()
+    assert conditions_on_the_base(adaptertool.slim(first, dry_run=True)) == []
+    blob.write_bytes(blob.read_bytes().replace(b'"hidden_size": ', b'"hidden_size":7'))
+    assert len(conditions_on_the_base(adaptertool.slim(first, dry_run=True))) == 1
 
 
 @pytest.mark.parametrize("peft_type", ["VERA", "PVERA"])

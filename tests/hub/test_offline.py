@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adaptertool.checkpoint.hub import folder
+from adaptertool.checkpoint.hub import cached
 from adaptertool.cli import main
 from tests.hub.conftest import files_of
 from tests.hub.test_reading import download
@@ -90,7 +90,7 @@ def test_what_the_cache_holds_is_held_against_its_digest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Large files that a disk damaged are told, small ones fetched again."""
-    monkeypatch.setattr(folder, "SMALL", 8 << 10)
+    monkeypatch.setattr(cached, "SMALL", 8 << 10)
     files = files_of(randlora)
     hub.add("org/name", files)
     download("org/name", WEIGHTS, CONFIG)

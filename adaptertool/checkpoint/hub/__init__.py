@@ -9,7 +9,7 @@ tree      the files of a repo at one commit, as the Hub lists them
 digests   what the hashes prove that a server names
 heads     what the heads of answers say of a file, each held against what is known of it
 file      one file, read in ranges, each answer held against what is known of it
-cached    one file in huggingface_hub's cache, held against its name there
+cached    files in huggingface_hub's cache, held against their names there
 ahead     ranges fetched by several connections before they are asked for
 folder    a folder of a repo, pinned to one commit
 push      new files, offered as a pull request

@@ -1,17 +1,20 @@
-"""A file in huggingface_hub's cache, whose name there is the digest of what it should hold."""
+"""Files in huggingface_hub's cache, whose names there are the digests of what they should hold."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.bytes import CHUNK, LocalBytes, os_error
-from adaptertool.checkpoint.hub.digests import SHA1, SHA256
+from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.checkpoint.hub.digests import SHA1, SHA256, SMALL
 from adaptertool.checkpoint.hub.tree import HubFile
 from adaptertool.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from adaptertool.checkpoint.bytes import Bytes
 
 
 class CachedBytes(LocalBytes):
@@ -38,8 +41,11 @@ class CachedBytes(LocalBytes):
         )
 
     def is_whole(self) -> bool:
-        """Whether it holds what its name says; also where that says nothing."""
-        return _holds(self._blob, self._entry)
+        """Whether it holds what its name says; also where that says nothing.
+
+        What is large is taken for whole: it is held against its digest when all of it is read.
+        """
+        return self.size > SMALL or _holds(self._blob, self._entry)
 
     def check(self) -> None:
         """Hold the content against the name, where nothing else is left to hold it against.
@@ -81,6 +87,17 @@ class CachedBytes(LocalBytes):
 
     def _copies(self) -> Iterator[bytes]:
         return (self.read(at, min(CHUNK, self.size - at)) for at in range(0, self.size, CHUNK))
+
+
+class CachedFolder(LocalFolder):
+    """A repo's files at one commit as the cache shows them, all or some; what is opened is held against its name."""
+
+    def open(self, name: str, *, ahead: int | None = None) -> Bytes:  # noqa: ARG002 - a disk has no use for it
+        """Open the file of that name; see `CachedBytes.check`."""
+        file = CachedBytes(self.path / name)
+        self._opened.append(file)
+        file.check()
+        return file
 
 
 def _holds(blob: Path, entry: HubFile) -> bool:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.hub.tree import HubFile
 
+SMALL = 16 << 20
+"""Bytes up to which a file that is not in large file storage is read as a whole; the Hub allows 10 MiB in git."""
+
 SHA1 = re.compile(r"[0-9a-f]{40}")
 
 SHA256 = re.compile(r"[0-9a-f]{64}")

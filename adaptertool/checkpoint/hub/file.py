@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.bytes import CHUNK, two_readings
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.ahead import FIRST_SEGMENT, ReadAhead
-from adaptertool.checkpoint.hub.digests import Reading, hashes, other_content
+from adaptertool.checkpoint.hub.digests import SMALL, Reading, hashes, other_content
 from adaptertool.checkpoint.hub.heads import Heads
 from adaptertool.checkpoint.hub.patience import STEP, Patience, TransientError
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile
@@ -30,9 +30,6 @@ PREFETCH = 144 << 10
 
 CANARY = 4 << 10
 """Bytes of the file's beginning that are asked for a second time where the answer depends on it."""
-
-SMALL = 16 << 20
-"""Bytes up to which a file that is not in large file storage is read as a whole; the Hub allows 10 MiB in git."""
 
 
 class HubBytes:

@@ -17,8 +17,8 @@ from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.cached import CachedBytes
 from adaptertool.checkpoint.hub.client import HubClient
-from adaptertool.checkpoint.hub.digests import Digests
-from adaptertool.checkpoint.hub.file import SMALL, HubBytes
+from adaptertool.checkpoint.hub.digests import SMALL, Digests
+from adaptertool.checkpoint.hub.file import HubBytes
 from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import cached_commit, repo_cache
 from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
@@ -365,13 +365,11 @@ class HubFolder:
         found = try_to_load_from_cache(self.repo_id, self.path_in_repo(name), revision=self.revision)
         if isinstance(found, str):
             file = CachedBytes(Path(found))
-            # What is large is held against its digest when all of it is read.
             if self.client.offline:
-                if file.size <= SMALL:
-                    file.check()
+                file.check()
                 return file
             entry = (self._tree or {}).get(name)
-            if (file.size > SMALL or file.is_whole()) and (entry is None or entry.size == file.size):
+            if file.is_whole() and (entry is None or entry.size == file.size):
                 return file
             file.close()
         if not self.client.offline:
