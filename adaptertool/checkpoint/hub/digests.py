@@ -99,7 +99,7 @@ class Digests:
         """Whether hashes of one kind were seen to be of contents."""
         return self._trees_name_contents or self._etags_name_contents
 
-    def list(self, files: Mapping[str, HubFile]) -> None:
+    def take_tree(self, files: Mapping[str, HubFile]) -> None:
         """Learn what the tree names.
 
         Args:

@@ -6,16 +6,14 @@ holds for that commit are read from there, and in offline mode only from there; 
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from adaptertool.checkpoint.bytes import LocalBytes, os_error
 from adaptertool.checkpoint.hub.addresses import shown
-from adaptertool.checkpoint.hub.cached import CachedBytes
+from adaptertool.checkpoint.hub.cached import CachedBytes, CachedFolder
 from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.digests import SMALL, Digests
 from adaptertool.checkpoint.hub.file import HubBytes
@@ -34,7 +32,7 @@ from adaptertool.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adaptertool.checkpoint.bytes import Bytes
+    from adaptertool.checkpoint.bytes import Bytes, LocalBytes
 
 TEXT = (".json", ".md", ".txt", ".gitattributes")
 """How names of files end that are small, as a rule."""
@@ -189,19 +187,7 @@ class HubFolder:
             NotFoundError: no such subfolder or commit.
             GatedError, UnauthorizedError, NetworkError: as it happens.
         """
-        if not self.client.offline:
-            return sorted(self._entries())
-        folder = self._snapshot()
-        try:
-            with os.scandir(folder) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file())
-        except FileNotFoundError as error:
-            raise OfflineError(
-                f"the cache holds nothing of {self.location}, and huggingface_hub is in offline mode",
-                hint="Unset HF_HUB_OFFLINE, or download the repo first.",
-            ) from error
-        except OSError as error:
-            raise os_error(error, folder) from error
+        return self._snapshot().files() if self.client.offline else sorted(self._entries())
 
     def walk(self) -> Sequence[str]:
         """Names of all files in this folder and below it; in offline mode, of those that the cache holds.
@@ -211,8 +197,7 @@ class HubFolder:
             GatedError, UnauthorizedError, NetworkError: as it happens.
         """
         if self.client.offline:
-            folder = self._snapshot()
-            return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+            return self._snapshot().walk()
         self._below = self._read_tree(recursive=True)
         if unlisted := sorted(self._read - self._below.keys()):
             raise not_a_hub(self.client, f"its list of the files of {self.location} lacks {unlisted[0]}, which it sent")
@@ -356,8 +341,14 @@ class HubFolder:
             hint="Unset HF_HUB_OFFLINE, or download the repo first. (No local path of that name exists either.)",
         )
 
-    def _snapshot(self) -> Path:
-        return repo_cache(self.repo_id) / "snapshots" / self.revision / (self.subfolder or "")
+    def _snapshot(self) -> CachedFolder:
+        folder = repo_cache(self.repo_id) / "snapshots" / self.revision / (self.subfolder or "")
+        if not folder.is_dir():
+            raise OfflineError(
+                f"the cache holds nothing of {self.location}, and huggingface_hub is in offline mode",
+                hint="Unset HF_HUB_OFFLINE, or download the repo first.",
+            )
+        return CachedFolder(folder)
 
     def _cached(self, name: str) -> LocalBytes | None:
         from huggingface_hub import try_to_load_from_cache
@@ -405,5 +396,5 @@ class HubFolder:
             if names is None or (self.subfolder and not names):
                 raise
             return dict.fromkeys(names)
-        self.digests.list({self.path_in_repo(name): file for name, file in tree.items()})
+        self.digests.take_tree({self.path_in_repo(name): file for name, file in tree.items()})
         return {**tree}
