@@ -49,7 +49,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "I64": 64,
     "U64": 64,
 }
-"""Bits of one element, for every dtype of the format."""
+"""Bits of one element, for every dtype of the format, in the order that the format's own code has them in."""
 
 TORCH_DTYPES: Mapping[str, str] = {
     "F64": "float64",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
-from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, in_order, kept
+from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, joined, kept
 from adaptertool.checkpoint.writing.writer import Change
 from adaptertool.errors import CorruptError, UnsupportedError, UsageError
 from adaptertool.methods import method_of
@@ -122,7 +122,7 @@ def restore(
     read_whole(adapter, progress)
     gone = (METADATA_KEY, BASE_COPIES_KEY, SHARED_COPIES_KEY)
     metadata = {key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key not in gone}
-    weights = NewWeights(in_order([*kept(adapter.weights, adapter.weights.tensors), *tensors]), metadata)
+    weights = NewWeights(joined(kept(adapter.weights, adapter.weights.tensors), tensors), metadata)
     pickled = adapter.weights.format == "pickle"
     change = Change(
         weights=weights,

@@ -94,6 +94,10 @@ def assert_slims_and_restores(written: Written, removed: set[str], work: Path) -
     assert adaptertool.restore(slimmed, output=restored).action == "restored"
     assert_same_bytes(restored, written.folder)
     assert config(restored) == config(written.folder)
+    assert (restored / WEIGHTS).read_bytes() == (written.folder / WEIGHTS).read_bytes()
+    adaptertool.slim(restored, output=work / "again")
+    for name in (WEIGHTS, CONFIG):
+        assert (work / "again" / name).read_bytes() == (slimmed / name).read_bytes()
     return result
 
 

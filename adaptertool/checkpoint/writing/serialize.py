@@ -113,6 +113,22 @@ def in_order(tensors: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
     return tuple(sorted(tensors, key=lambda tensor: -DTYPE_BITS[tensor.dtype]))
 
 
+def joined(there: Iterable[NewTensor], more: Iterable[NewTensor]) -> tuple[NewTensor, ...]:
+    """A file's tensors and others: all as safetensors' own writer puts them where the file's are so, else the others last.
+
+    That is by dtype, in the order of `Dtype` in safetensors' `tensor.rs` from its end, and by name (read and run at 0.8.0).
+    """
+    dtypes = [*DTYPE_BITS]
+
+    def place(tensor: NewTensor) -> tuple[int, str]:
+        return -dtypes.index(tensor.dtype), tensor.name
+
+    held, others = [*there], [*more]
+    if held == sorted(held, key=place):
+        return tuple(sorted([*held, *others], key=place))
+    return in_order([*held, *others])
+
+
 def private(path: str, flags: int) -> int:
     """Open a new file that nobody else can read until it gets the mode of what it replaces."""
     return os.open(path, flags, 0o600)
