@@ -1,6 +1,7 @@
 """Every fault, at the first, a middle or the last request of every command, once and for good.
 
-Which of the places it is goes round with command and fault; with ADAPTERTOOL_TEST_EVERY_PLACE=1 it is all of them.
+Which of the places it is goes round with command and fault, and so do the faults that one small file alone has; with
+ADAPTERTOOL_TEST_EVERY_PLACE=1 it is all of them.
 The outcome is that of a Hub without faults, or exit 3 with one clear line. Never a wrong answer, a traceback, a hang, a secret
 in a message, a partial output folder, or a pull request that holds something else than it should.
 """
@@ -215,6 +216,22 @@ def test_a_fault_at_every_place(hub: HubServer, runner: Callable[[str], Run], co
         hub.faults.clear()
         hub.fail("any", skip=places[(number + 1) % 4], **ALL_FAULTS[fault])
         check(runner(command), right, f"{fault} from request {places[(number + 1) % 4]} on")
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [("inspect none", "adapter_config.json"), ("slim -o", "adapter_config.json"), ("check-merge", "/config.json")],
+)
+def test_a_fault_of_one_small_file(hub: HubServer, runner: Callable[[str], Run], command: str, path: str) -> None:
+    """All else of the repo comes as it should."""
+    right = runner(command)
+    for number, fault in enumerate(ALL_FAULTS):
+        if not EVERY_PLACE and number % 3 != len(command) % 3:
+            continue
+        for times in (1, 1_000_000) if EVERY_PLACE else ((1, 1_000_000)[number % 2],):
+            hub.faults.clear()
+            hub.fail("resolve", path=path, times=times, **ALL_FAULTS[fault])
+            check(runner(command), right, f"{fault} of {path}, {times} times")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
