@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from adaptertool.merge.base.names import Names
+from adaptertool.merge.base.paths import pattern_of
 from adaptertool.merge.result import WayOut
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from adaptertool.merge.base.layer import Layer
     from adaptertool.merge.base.layers import BaseLayers
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def ways_out(layers: BaseLayers, blocked: Sequence[Layer]) -> tuple[WayOut, ...]:
@@ -76,11 +74,6 @@ def biased_layers(layers: BaseLayers) -> tuple[str, ...]:
         if code is not None and code.kind == "linear" and code.bias:
             found[pattern] = None
     return tuple(found)
-
-
-def pattern_of(module: str) -> str:
-    """A module path with `#` for its layer numbers."""
-    return _NUMBER.sub("#", module)
 
 
 def _listed(patterns: Sequence[str], most: int = 6) -> str:

@@ -64,3 +64,14 @@ def from_bits(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
 def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """`values` rounded to `dtype`."""
     return from_bits(to_bits(values, dtype), dtype)
+
+
+def values_of(content: bytes, dtype: str) -> NDArray[Any]:
+    """A tensor's values, flat: float64 for F64, else float32.
+
+    Args:
+        content: Its bytes as a safetensors file stores them.
+        dtype: A key of `DTYPE_NAMES`.
+    """
+    name = DTYPE_NAMES[dtype]
+    return from_bits(np.frombuffer(content, dtype=BIT_TYPES[name]), name)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from adaptertool.merge.trial.arithmetic import merge_bias, values_of
+from adaptertool.merge.trial.arithmetic import merge_bias
 from adaptertool.operations.check_merge import check_merge
+from adaptertool.projection.dtypes import values_of
 from tests.merge.models import RECIPES, merge_by_peft, save_adapter, save_base, whole_merge_fails
 
 if TYPE_CHECKING:

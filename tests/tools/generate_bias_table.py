@@ -23,6 +23,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from adaptertool.merge.base.names import Names
+from adaptertool.merge.base.paths import pattern_of
 from adaptertool.merge.base.ties import Tie, ties_of
 from tests.tools.model_trees import (
     BUILD_ERRORS,
@@ -31,7 +32,6 @@ from tests.tools.model_trees import (
     default_config,
     layers_of,
     parts_of,
-    pattern_of,
     patterns_of,
     quiet,
     shrunk,

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 
+from adaptertool.merge.base.paths import pattern_of
 from tests.tools.model_trees import (
     BUILD_ERRORS,
     build,
@@ -28,7 +29,6 @@ from tests.tools.model_trees import (
     every_class_of,
     layers_of,
     model_types,
-    pattern_of,
     quiet,
     shrunk,
 )

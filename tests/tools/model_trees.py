@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from transformers import CONFIG_MAPPING
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
+
+from adaptertool.merge.base.paths import pattern_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -87,7 +88,6 @@ _OPEN_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 _LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth")
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,6 @@ def layers_of(model: torch.nn.Module) -> dict[str, Layer]:
             # A router that is no nn.Linear, for one: PEFT attaches to none of these.
             layers[path] = Layer("unknown", getattr(module, "bias", None) is not None, tuple(weight.shape))
     return layers
-
-
-def pattern_of(path: str) -> str:
-    """A module path with its layer numbers replaced by `#`."""
-    return _NUMBER.sub("#", path)
 
 
 def patterns_of(layers: dict[str, Layer]) -> dict[str, tuple[str, bool | None]]:

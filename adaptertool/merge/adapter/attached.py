@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.adapted import AdaptedLayer
 from adaptertool.merge.adapter.experts import fused_experts
 from adaptertool.merge.base.names import Names, split_path
+from adaptertool.merge.base.paths import numbers_in, pattern_of, with_numbers
 from adaptertool.words import natural
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
     from adaptertool.methods.merging import MergeRule
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -191,24 +189,20 @@ class _NamesToday:
 
     def of(self, module: str) -> tuple[str, ...]:
         """Module paths; the one that was asked for where it is one of today's, or nothing is known of it."""
-        pattern = _NUMBER.sub("#", module)
+        pattern = pattern_of(module)
         if pattern in self._patterns or not self._patterns:
             return (module,)
         found = self._names.find(pattern)
         others = (found.module,) if found.module is not None else found.candidates
-        numbers = _NUMBER.findall(module)
-        names = []
-        for other in others:
-            rest = iter(numbers)
-            names.append(".".join(next(rest, "#") if part == "#" else part for part in other.split(".")))
-        return tuple(names) or (module,)
+        numbers = numbers_in(module)
+        return tuple(with_numbers(other, numbers) for other in others) or (module,)
 
 
 class _LiveNames:
     """What a module of the base's file may be called in the model, by all classes of its type."""
 
     def __init__(self, layers: BaseLayers) -> None:
-        patterns = {_NUMBER.sub("#", module) for module in layers.modules}
+        patterns = {pattern_of(module) for module in layers.modules}
         names = Names(patterns, layers.code.wrappers, layers.code.leading)
         self._live: dict[str, list[str]] = {}
         for live in layers.code.patterns():
@@ -219,13 +213,8 @@ class _LiveNames:
 
     def of(self, stored: str) -> list[str]:
         """Module paths; the stored name itself where the code is not known."""
-        patterns = self._live.get(_NUMBER.sub("#", stored))
+        patterns = self._live.get(pattern_of(stored))
         if patterns is None:
             return [stored]
-        numbers = _NUMBER.findall(stored)
-        paths = []
-        for pattern in patterns:
-            if pattern.count("#") == len(numbers):
-                rest = iter(numbers)
-                paths.append(".".join(next(rest) if part == "#" else part for part in pattern.split(".")))
-        return paths
+        numbers = numbers_in(stored)
+        return [with_numbers(pattern, numbers) for pattern in patterns if pattern.count("#") == len(numbers)]

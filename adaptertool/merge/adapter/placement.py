@@ -9,7 +9,7 @@ from adaptertool.merge.adapter.attached import attached_layers
 from adaptertool.merge.adapter.demands import layer_for
 from adaptertool.merge.adapter.tokens import trained_tokens, without_copies
 from adaptertool.merge.adapter.whole import lacking
-from adaptertool.merge.base.ties import SharedTensors
+from adaptertool.merge.base.shared_tensors import SharedTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

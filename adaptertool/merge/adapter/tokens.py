@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapter.targets import Targets
-    from adaptertool.merge.base.ties import SharedTensors
+    from adaptertool.merge.base.shared_tensors import SharedTensors
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<name>(?:token_adapter\.)?trainable_tokens_delta)")
 

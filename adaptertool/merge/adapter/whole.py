@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
-    from adaptertool.merge.base.ties import SharedTensors
+    from adaptertool.merge.base.shared_tensors import SharedTensors
 
 PREFIX = "base_model.model."
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.merge.base.names import Names
+from adaptertool.merge.base.paths import numbers_in, pattern_of, with_numbers
 from adaptertool.merge.base.ties import Tie
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ _STACK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks?)\.\d+\.")
 """The stack of layers, in code that is not known."""
 
 Kind = Literal["linear", "conv1d", "embedding", "experts", "conv", "unknown"]
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class ModelCode:
         """
         if self._weight_ties is None:
             self._weight_ties = [tie.layers for tie in self.ties() if tie.leaf == "weight"]
-        pattern = _NUMBER.sub("#", module)
+        pattern = pattern_of(module)
         found = (layers for layers in self._weight_ties if pattern in layers)
         return tuple(dict.fromkeys(other for layers in found for other in layers if other != pattern))
 
@@ -156,7 +155,7 @@ class ModelCode:
             return None
         if (inner := self._other_part(module)) is not None:
             return inner[0].layer(inner[1])
-        pattern = _NUMBER.sub("#", module)
+        pattern = pattern_of(module)
         if pattern in self._entry.rules:
             return self._answer(*self._entry.rules[pattern])
         found = self._entry.names.find(pattern)
@@ -177,7 +176,7 @@ class ModelCode:
             return self, None
         if (inner := self._other_part(module)) is not None:
             return inner[0].place(inner[1])
-        pattern = _NUMBER.sub("#", module)
+        pattern = pattern_of(module)
         return self, pattern if pattern in self._entry.rules else self._entry.names.find(pattern).module
 
     def patterns(self) -> Iterator[str]:
@@ -224,11 +223,10 @@ class ModelCode:
         """
         if self._entry is None or self._other_part(module) is not None:
             return None
-        stored = self._entry.moved.get(_NUMBER.sub("#", module))
+        stored = self._entry.moved.get(pattern_of(module))
         if stored is None:
             return None
-        numbers = iter(_NUMBER.findall(module))
-        return ".".join(next(numbers, "#") if part == "#" else part for part in stored.split("."))
+        return with_numbers(stored, numbers_in(module))
 
     def governed_by(self, flag: str) -> tuple[str, ...]:
         """The layers whose bias this flag decides, as patterns with `#` for layer numbers, of all classes of the model.

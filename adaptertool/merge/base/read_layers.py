@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.merge.base.ties import pattern_of
+from adaptertool.merge.base.paths import pattern_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

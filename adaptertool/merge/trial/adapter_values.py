@@ -70,7 +70,7 @@ class AdapterValues:
 
     def of(self, tensor: TensorInfo) -> NDArray[Any]:
         """A tensor's values, in its shape, as `values_of` gives them."""
-        from adaptertool.merge.trial.arithmetic import values_of
+        from adaptertool.projection.dtypes import values_of
 
         content = b"".join(bytes(piece) for piece in self._adapter.weights.stream(tensor.name))
         return values_of(content, tensor.dtype).reshape(tensor.shape)

@@ -1,4 +1,4 @@
-"""Adding a bias update as PEFT adds it, bit for bit, and how much of it arrives.
+"""Adding updates as PEFT adds them: of a bias bit for bit, and how much of it arrives; of a weight, whether it overflows.
 
 PEFT computes `base.bias + update` where the update is float32 (`autocast_adapter_dtype`, the default, makes 16-bit adapter
 weights float32) and the bias has the base's dtype; the sum is float32 and is rounded once, to the base's dtype
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptertool.merge.trial.extremes import LARGEST
-from adaptertool.projection.dtypes import BIT_TYPES, DTYPE_NAMES, from_bits, rounded, to_bits
+from adaptertool.projection.dtypes import from_bits, rounded, to_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,17 +39,6 @@ class BiasMerge:
     rounding_loss: float | None
     finite: bool
     noticed: bool
-
-
-def values_of(content: bytes, dtype: str) -> NDArray[Any]:
-    """A tensor's values, flat: float64 for F64, else float32.
-
-    Args:
-        content: Its bytes as a safetensors file stores them.
-        dtype: A key of `DTYPE_NAMES`.
-    """
-    name = DTYPE_NAMES[dtype]
-    return from_bits(np.frombuffer(content, dtype=BIT_TYPES[name]), name)
 
 
 def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dtype: str) -> BiasMerge:

@@ -56,8 +56,7 @@ def largest(weights: Weights, name: str, bound: float) -> float:
         return math.nan
     import numpy as np
 
-    from adaptertool.merge.trial.arithmetic import values_of
-    from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+    from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, values_of
 
     info = weights.tensors[name]
     if DTYPE_NAMES.get(info.dtype) not in FLOATS:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.base.code import runs_by_ties, scales_embeddings
+from adaptertool.merge.base.paths import pattern_of
 from adaptertool.merge.base.read_layers import is_read, is_read_in_steps
-from adaptertool.merge.base.ties import pattern_of
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapter.tokens import TrainedTokens
     from adaptertool.merge.base.layer import Layer
     from adaptertool.merge.base.layers import BaseLayers
-    from adaptertool.merge.base.ties import SharedTensors, Tie
+    from adaptertool.merge.base.shared_tensors import SharedTensors
+    from adaptertool.merge.base.ties import Tie
     from adaptertool.methods.merging import BiasUpdate, MergeRule
 
 _READ = (

@@ -194,8 +194,7 @@ class Trial:
         """Whether the weight that is merged into is finite, where it was read, and whether what is added overflows."""
         import numpy as np
 
-        from adaptertool.merge.trial.arithmetic import values_of
-        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded, values_of
 
         self.changes = self.changes or merge.product is None
         stored = DTYPE_NAMES.get(self.base.tensor(merge.weight).dtype) if merge.weight in self.base.files else None
@@ -234,8 +233,8 @@ class Trial:
     def _try_bias(self, merge: LayerMerge, update: BiasUpdate, result: LayerResult) -> LayerResult:
         import numpy as np
 
-        from adaptertool.merge.trial.arithmetic import merge_bias, values_of
-        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+        from adaptertool.merge.trial.arithmetic import merge_bias
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, values_of
 
         tensor = merge.adapted.tensors.get(update.tensor)
         stored = self._base_values.biases.get(merge.layer.bias or "")
