@@ -12,6 +12,7 @@ from adaptertool.checkpoint.hub.session import cached_snapshot
 from adaptertool.checkpoint.target import Target, open_target
 from adaptertool.errors import AdapterToolError, NotFoundError
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
+from adaptertool.merge.base.code import ModelCode
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.names import Names, is_quantized, modules_of
 from adaptertool.methods import method_of
@@ -85,10 +86,15 @@ def layer_shapes(adapter: Adapter, rule: Projections, model: Base) -> list[tuple
     for name, shape in zip(tensors, shapes, strict=True):
         if len(shape) != 2:
             raise CannotDrawError(f"{name} of {model.folder.location} is no matrix")
-    # Conv1D keeps (in, out); PEFT then sets fan_in_fan_out in the config that it saves.
-    turned = adapter.config.flag("fan_in_fan_out", False)
-    layers = [(shape[1], shape[0]) if turned else (shape[0], shape[1]) for shape in shapes]
-    _check_fit(adapter, dict(zip(rule.target_modules(adapter.weights.tensors), layers, strict=True)), model)
+    targets = rule.target_modules(adapter.weights.tensors)
+    code, turned = ModelCode(model.config), adapter.config.flag("fan_in_fan_out", False)
+    layers = []
+    for module, shape in zip(targets, shapes, strict=True):
+        layer = code.layer(module.removeprefix(PEFT_PREFIX))
+        # Conv1D keeps (in, out). In the config that PEFT saves, fan_in_fan_out is that of the last layer it attached to.
+        is_conv1d = layer.kind == "conv1d" if layer is not None and layer.kind in ("linear", "conv1d") else turned
+        layers.append((shape[1], shape[0]) if is_conv1d else (shape[0], shape[1]))
+    _check_fit(adapter, dict(zip(targets, layers, strict=True)), model)
     return layers
 
 
