@@ -76,7 +76,7 @@ _OPEN_FIELDS: dict[str, dict[str, Any]] = {
     "deformable_detr": _on_resnet("stage2", "stage3", "stage4"),
     "detr": _on_resnet("stage4"),
     "table-transformer": _on_resnet("stage4"),
-    "dots1": {"vocab_size": 1000, "n_routed_experts": 8},
+    "dots1": {"vocab_size": 1000, "n_routed_experts": 8, "moe_intermediate_size": 64},
     "esm": {"vocab_size": 33, "pad_token_id": 1},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
