@@ -288,7 +288,8 @@ class TestBasesOfSpecialKinds:
             ({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}, "ok"),
             ({"quant_method": "compressed-tensors", "ignore": ["re:.*self_attn.*"]}, "ok"),
             ({"quant_method": "torchao"}, "unknown"),
-            ({"quant_method": "bitsandbytes"}, "ok"),
+            ({"quant_method": "bitsandbytes"}, "unknown"),
+            ({"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["self_attn"]}, "ok"),
         ],
     )
     def test_layers_that_a_config_quantises_at_loading(

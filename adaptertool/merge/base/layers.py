@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.merge.base.absent import Absent
 from adaptertool.merge.base.bias import Biases
 from adaptertool.merge.base.layer import Layer
-from adaptertool.merge.base.quantised import FORWARD_ONLY, REQUANTISED, is_quantized_at_loading, quantisation_of
+from adaptertool.merge.base.quantised import FORWARD_ONLY, PACKED, REQUANTISED, is_quantized_at_loading, quantisation_of
 from adaptertool.merge.base.stored import Stored
 
 if TYPE_CHECKING:
@@ -174,6 +174,12 @@ class BaseLayers:
                     status="blocked",
                     code="ADP207",
                     reason=f"the base is quantised with {method}, which has no merge",
+                )
+            if method in PACKED and not self._stored.is_quantized(layer.stored):
+                return replace(
+                    layer,
+                    reason=f"the base's config says that it is quantised with {method}, and its file holds this layer as it "
+                    "is: what transformers makes of that is not known",
                 )
             if method not in REQUANTISED:
                 return replace(

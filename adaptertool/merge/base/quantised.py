@@ -22,10 +22,12 @@ FORWARD_ONLY = frozenset({"gptq", "awq", "aqlm", "eetq", "inc", "auto-round"})
 REQUANTISED = frozenset({"bitsandbytes", "hqq", "torchao"})
 """PEFT dequantises the weight, adds the update and quantises the sum again, for some methods."""
 
-STORED_BY_NAME = FORWARD_ONLY | {"bitsandbytes", "hqq"}
-"""Formats that are known for storing what they quantise under names of their own, and the other layers as they are."""
+PACKED = frozenset({"bitsandbytes", "hqq"})
+"""Formats in which transformers makes every layer a quantised one that the settings do not leave alone, and files hold all
+of those packed (`replace_with_bnb_linear` and `pre_quantized` in transformers 5.23).
+"""
 
-_LEFT_ALONE = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude")
+_LEFT_ALONE = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude", "llm_int8_skip_modules", "skip_modules")
 """Where a quantisation's settings name the layers that it leaves as they are."""
 
 
@@ -46,7 +48,7 @@ def quantisation_of(settings: Mapping[str, Any]) -> str | None:
 def is_quantized_at_loading(settings: Mapping[str, Any], module: str, kind: str | None) -> bool:
     """Whether a layer that is stored as it is becomes a quantised one all the same, by the base's config.
 
-    Formats that are known for storing what they quantise under names of their own leave the other layers as they are.
+    Formats that have no merge store what they quantise under names of their own, and leave the other layers as they are.
 
     Args:
         settings: The base's `quantization_config`.
@@ -54,7 +56,7 @@ def is_quantized_at_loading(settings: Mapping[str, Any], module: str, kind: str 
         kind: What the model's code makes of it (`CodeLayer.kind`); None where that is not known.
     """
     method = quantisation_of(settings)
-    if method is None or method in STORED_BY_NAME:
+    if method is None or method in FORWARD_ONLY:
         return False
     if kind not in (None, "linear"):
         return False
