@@ -2,13 +2,14 @@
 
 Source: `peft/tuners/lily/model.py`, `_post_injection_hook`, read at 0.21.2. All layers of one target and one shape share
 `lily_B`; each `stride_A` of them in a row share `lily_A`. When PEFT loads an adapter they are one module already, so one
-copy fills them all. The order of the layers, which decides the blocks, is in the file only where their names tell it.
+copy fills them all. The order of the layers, which decides the blocks, is in the file only as far as their names tell it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ from adaptertool.words import natural
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ class LilyTensors(SharedTensors):
         modules = sorted(self.target_modules(tensors), key=natural)
         found = []
         for target, family in _by_target(modules, config).items():
-            in_order = _stand_in_order(family, target, modules, config)
+            complete = {*family} == {module for module in modules if _may_be(module, target, config)}
             for kind in ("lily_A", "lily_B"):
                 for group in _groups(family, kind, tensors):
-                    step = len(group) if kind == "lily_B" else stride if in_order else 1
+                    known = complete and _blocks_are_known(group, stride)
+                    step = len(group) if kind == "lily_B" else stride if known else 1
                     blocks = (group[begin : begin + step] for begin in range(0, len(group), step))
                     found += [Stored(block[0], block[0], tuple(block[1:])) for block in blocks]
         return tuple(found)
@@ -57,10 +62,19 @@ def _by_target(modules: Iterable[str], config: AdapterConfig | None) -> dict[str
     return families
 
 
-def _stand_in_order(family: Iterable[str], target: str, modules: Iterable[str], config: AdapterConfig | None) -> bool:
-    """Whether PEFT has a group's layers in the order of their names: these differ in numbers alone, and none can join them."""
-    paths = {re.sub(r"(?<![^.])\d+(?![^.])", "*", module) for module in family}
-    return len(paths) == 1 and {*family} == {module for module in modules if _may_be(module, target, config)}
+def _blocks_are_known(names: Sequence[str], stride: int) -> bool:
+    """Whether blocks of that many tensors, sorted by name, are those of PEFT, which has them in the order of the model.
+
+    So it is where the names differ in numbers alone. Where each layer of the model has several of them, their order in it is
+    not known; blocks of whole layers do not depend on it.
+    """
+    paths = {_NUMBER.sub("*", name) for name in names}
+    if len(paths) == 1:
+        return True
+    layers = Counter(name[: match.end()] if (match := _NUMBER.search(name)) else "" for name in names)
+    stacks = {_NUMBER.sub("*", layer) for layer in layers}
+    numbered = len(stacks) == 1 and all(path.count("*") == 1 for path in paths)
+    return numbered and {*layers.values()} == {len(paths)} and stride % len(paths) == 0
 
 
 def _groups(family: Iterable[str], kind: str, tensors: Mapping[str, TensorInfo]) -> list[list[str]]:

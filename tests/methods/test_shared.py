@@ -29,6 +29,12 @@ DTYPES = (torch.float32, torch.bfloat16)
         ({"stride_A": 2}, 6),
         ({"stride_A": 2, "target_modules": ["q_proj", "k_proj", "up_proj", "down_proj"]}, 8),
         ({"target_modules": r".*\.(q_proj|v_proj)"}, 2),
+        # Of two shapes, so that each has blocks of its own: q_proj of both layers, v_proj of both.
+        ({"target_modules": r".*\.(q_proj|v_proj)", "stride_A": 2}, 4),
+        # Of one shape: blocks of a layer, or of both; of three in a row it is not known which.
+        ({"target_modules": r".*\.(q_proj|o_proj)", "stride_A": 2}, 5),
+        ({"target_modules": r".*\.(q_proj|o_proj)", "stride_A": 3}, 3),
+        ({"target_modules": r".*\.(q_proj|o_proj)", "stride_A": 4}, 6),
         ({"target_modules": ["self_attn.q_proj", "o_proj"], "stride_A": 5}, 4),
     ],
     ids=str,
@@ -48,9 +54,12 @@ def test_lily_keeps_one_copy(arguments: dict[str, Any], copies: int, dtype: torc
     assert adaptertool.slim(tmp_path / "slim", dry_run=True).action == "nothing-to-do"
 
 
-def test_lily_counts_layers_as_people_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{"stride_A": 3}, {"stride_A": 6, "target_modules": r".*\.(q_proj|o_proj)"}], ids=str
+)
+def test_lily_counts_layers_as_people_do(arguments: dict[str, Any], tmp_path: Path) -> None:
     """In blocks of three of twelve layers, layer 2 belongs with 0 and 1, not with 10 and 11."""
-    adapted = deep_lily(tmp_path, 12, stride_A=3)
+    adapted = deep_lily(tmp_path, 12, **arguments)
     result = adaptertool.inspect(tmp_path, verify="full")
     assert [one.code for one in result.findings] == ["ADP102"]
     assert result.adapter.parameters == sum(parameter.numel() for parameter in trainable(adapted).values())
