@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.base.layers import BaseLayers
     from adaptertool.merge.base.live import LiveModel
     from adaptertool.merge.result import LayerResult
+    from adaptertool.merge.trial.fit import Fitted
     from adaptertool.methods.merging import MergeRule
 
 
@@ -59,6 +60,7 @@ def layer_findings(
 def loading_findings(
     adapted: Sequence[AdaptedLayer],
     attached: Attached,
+    fitted: Fitted,
     checked: Sequence[LayerResult],
     targets: Targets,
     layers: BaseLayers,
@@ -69,22 +71,20 @@ def loading_findings(
     Args:
         adapted: The layers that the file holds tensors of.
         attached: What PEFT attaches of them.
+        fitted: What PEFT loads of them.
         checked: What was found for each layer.
         targets: What the config targets.
         layers: The base's layers.
         live: The built model, where it was built.
     """
     findings = []
-    if attached.ignored:
-        what = (
-            plural(attached.ignored_layers, "layer")
-            if attached.ignored_layers
-            else plural(len(attached.ignored), "tensor")
-        )
+    ignored = (*attached.ignored, *fitted.ignored)
+    if ignored:
+        what = plural(attached.ignored_layers, "layer") if attached.ignored_layers else plural(len(ignored), "tensor")
         why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
         message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
-        findings.append(Finding("ADP210", message, attached.ignored, len(attached.ignored)))
-    fresh = [one.module for one in checked if one.module in attached.lacking and one.module not in attached.named]
+        findings.append(Finding("ADP210", message, ignored, len(ignored)))
+    fresh = [one.module for one in checked if one.module in fitted.lacking and one.module not in attached.named]
     if fresh:
         message = (
             f"The config targets {plural(len(fresh), 'layer')} of which the file lacks tensors, such as {fresh[0]}: PEFT "

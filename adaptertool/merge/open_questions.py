@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.adapter.targets import unknown_settings
+from adaptertool.merge.adapter.settings import unknown_settings
 from adaptertool.merge.result import LayerResult
 
 if TYPE_CHECKING:
@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.adapter.attached import Attached
     from adaptertool.merge.adapter.targets import Targets
+    from adaptertool.merge.trial.fit import Fitted
     from adaptertool.methods.merging import MergeRule
 
 
 def with_open_questions(
-    adapter: Adapter, rule: MergeRule, attached: Attached, targets: Targets, results: Sequence[LayerResult]
+    adapter: Adapter,
+    rule: MergeRule,
+    attached: Attached,
+    fitted: Fitted,
+    targets: Targets,
+    results: Sequence[LayerResult],
 ) -> tuple[LayerResult, ...]:
     """The results, with what can't be told of updates that the file does not hold.
 
@@ -26,15 +32,16 @@ def with_open_questions(
         adapter: The adapter.
         rule: What its method's merge needs.
         attached: What PEFT attaches of it.
+        fitted: What PEFT loads of it.
         targets: What its config targets.
         results: What the trial found for each layer.
     """
     checked = list(results)
     zero = rule.starts_at_zero(adapter.config.fields)
-    held = {layer.module: layer.tensors for layer in attached.layers}
+    held = {layer.module: layer.tensors for layer, _ in fitted.pairs}
     drawn = {
         module
-        for module, names in attached.lacking.items()
+        for module, names in fitted.lacking.items()
         if not zero or (held[module] and not rule.zeros.issuperset(names))
     }
     # Under 0.21.2, `_remap_adapter_state_dict_for_load` passes such names on as they are.
@@ -51,15 +58,8 @@ def with_open_questions(
         replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
         for one in checked
     ]
-    shared = [name for name in adapter.weights.tensors if name.startswith("base_model.")]
-    wanted = rule.shared(adapter.config.fields)
-    absent = [name for name in wanted if not any(one.startswith(f"base_model.{name}") for one in shared)]
-    if absent:
-        reason = (
-            f"the adapter's file lacks {absent[0]}, which all layers share: PEFT raises, or makes it anew, untrained"
-        )
-        checked = [replace(one, status="unknown", reason=reason) if one.status == "ok" else one for one in checked]
-    if (why := rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)) is not None:
+    why = fitted.untold or rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)
+    if why is not None:
         checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (
         "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "

@@ -1,27 +1,81 @@
 """AdaLoRA: LoRA with a diagonal between its factors, of which training prunes entries.
 
 Source: `peft/tuners/adalora/`, read at 0.21.2. Its model is LoRA's with other layers; those for quantised weights have no
-merge.
+merge. What training left of each rank is the config's `rank_pattern`: PEFT cuts the layers to that before it loads them.
 """
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule, low_rank, made_of, not_into_mamba
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule, not_into_mamba
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.replication import base_module, hazard
+from adaptertool.methods.shapes import RefusedError, flattened, integer, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adaptertool.methods.shapes import Place, Places, Settings, Shapes
+
+
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    for field in ("use_dora", "loftq_config"):
+        if settings.get(field):
+            return f"its config has {field}, with which PEFT raises ValueError for AdaLoRA"
+    steps, first, last = (settings.get(field) for field in ("total_step", "tinit", "tfinal"))
+    if not steps or steps <= 0:
+        return f"total_step is {steps!r}, and PEFT raises ValueError where it is not above 0"
+    if first >= steps - last:
+        return f"tinit is {first}, tfinal {last} and total_step {steps}, which leaves no steps between: PEFT raises ValueError"
+    if settings.get("orth_reg_weight", 0) < 0:
+        return "orth_reg_weight is below 0, with which PEFT raises ValueError"
+    return None
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    rank = integer(settings, "init_r", 0)
+    kept = _kept(settings, place.module)
+    if kept is not None:
+        refuse(
+            len(kept) != rank,
+            f"its rank_pattern has {len(kept)} entries for a layer, and init_r is {rank}: PEFT raises IndexError",
+        )
+        rank = sum(kept)
+    return {
+        "lora_A": (rank, flattened(place)),
+        "lora_B": (place.out, rank),
+        "lora_E": (rank, 1),
+    }
+
+
+def _kept(settings: Settings, module: str) -> list[bool] | None:
+    patterns = settings.get("rank_pattern")
+    if patterns is None:
+        return None
+    try:
+        # The last part is lora_E, and may be followed by the adapter's name.
+        found = [
+            kept
+            for name, kept in patterns.items()
+            if name.split(".lora_E")[0].removeprefix("base_model.model.") == module
+        ]
+        return [bool(one) for one in found[0]] if found else None
+    except (AttributeError, TypeError):
+        raise RefusedError("its rank_pattern is no table of lists, and PEFT raises") from None
+
 
 ADALORA = PlainMethod(
     "ADALORA",
     "lora_",
     "init_r",
     merge=MergeRule(
-        made=made_of("lora_A", "lora_B", "lora_E"),
-        lengths=(("lora_A", 0, "init_r"), ("lora_B", 1, "init_r")),
+        tensors=_tensors,
+        refused=_refused,
         kinds=LINEAR | CONV1D | CONV,
         hazard=hazard,
         base_module=base_module,
         any_saved_module=True,
-        fits=low_rank("lora_B", "lora_A"),
         refuses=not_into_mamba,
     ),
 )

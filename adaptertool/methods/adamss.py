@@ -10,17 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
+from adaptertool.methods.shapes import integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
 
 
-def _fits(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo], __: int, in_features: int) -> bool:
-    """The basis is as wide as the layer has inputs, and one wider where the layer has a bias."""
-    basis = tensors.get("adamss_newB")
-    return basis is None or basis.shape[-1:] in ((in_features,), (in_features + 1,))
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    if settings.get("init_weights") not in ("orthogonal", None, False):
+        return f"PEFT knows no init_weights {settings.get('init_weights')!r} for AdaMSS, and raises ValueError"
+    if settings.get("use_asa"):
+        if any(
+            not settings.get(field, 1) > 0
+            for field in ("mask_interval", "asa_target_subspaces", "asa_schedule_exponent")
+        ):
+            return "its schedule of subspaces (use_asa) has numbers that are not above 0, and PEFT raises ValueError"
+        if settings["init_warmup"] >= settings["final_warmup"]:
+            return "init_warmup is not below final_warmup, and PEFT raises ValueError"
+    return None
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    """The bias is one more column. The clusters decide the shapes of A and B, and PEFT takes these two as the file has them."""
+    inputs = place.into + bool(place.bias)
+    rank = min(integer(settings, "r", 1), place.out, inputs)
+    subspaces = range(integer(settings, "num_subspaces", 1))
+    shapes: dict[str, Shape] = {f"adamss_{side}.{index}": (None, None) for side in "AB" for index in subspaces}
+    return {"adamss_newB": (rank, inputs), **shapes}
+
+
+def _misfit(_: Settings, place: Place, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """Each output is in one subspace."""
+    rows = [tensor.shape[0] for name, tensor in tensors.items() if name.startswith("adamss_B.") and tensor.shape]
+    if not rows or sum(rows) == place.out:
+        return None
+    return f"its subspaces have {sum(rows)} outputs, and the base's layer {place.out}: PEFT raises when it merges"
 
 
 def _clustered_anew(config: Mapping[str, Any]) -> str | None:
@@ -37,7 +64,7 @@ ADAMSS = PlainMethod(
     "adamss_",
     "r",
     otherwise=_clustered_anew,
-    merge=MergeRule(kinds=LINEAR, hazard=_clustered_anew, fits=_fits),
+    merge=MergeRule(tensors=_tensors, misfit=_misfit, refused=_refused, kinds=LINEAR, hazard=_clustered_anew),
     of_the_base=(
         OfTheBase(
             r".*\.adamss_newB",

@@ -16,12 +16,11 @@ BEFT = PlainMethod(
         bias=BiasUpdate(
             "beft_bias",
             "ValueError: Base layer has no bias, cannot merge bias adapter default",
-            leading=(1,),
             quantised=BACKENDS,
             alone=True,
         ),
         kinds=LINEAR,
-        made=lambda *_: ("beft_bias",),
+        tensors=lambda _, place, __: {"beft_bias": (1, place.out)},
         zeros=frozenset(("beft_bias",)),
         starts_at_zero=lambda config: config.get("init_weights", True) is True,
     ),

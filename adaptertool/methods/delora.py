@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from adaptertool.methods.merging import LINEAR, MergeRule, low_rank, made_of
+from typing import TYPE_CHECKING
+
+from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import OfTheBase, PlainMethod
+from adaptertool.methods.shapes import integer, rank_of
+
+if TYPE_CHECKING:
+    from adaptertool.methods.shapes import Place, Places, Settings, Shapes
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    integer(settings, "r", 1)
+    rank = rank_of(settings, place.module)
+    return {
+        "delora_A": (rank, place.into),
+        "delora_B": (place.out, rank),
+        "delora_lambda": (1,),
+        "delora_w_norm": (place.into,),
+    }
+
 
 DELORA = PlainMethod(
     "DELORA",
     "delora_",
     "r",
     merge=MergeRule(
-        made=made_of("delora_A", "delora_B", "delora_lambda"),
-        lengths=(("delora_A", 0, "r"), ("delora_B", 1, "r")),
+        tensors=_tensors,
         kinds=LINEAR,
-        fits=low_rank("delora_B", "delora_A"),
     ),
     of_the_base=(
         OfTheBase(

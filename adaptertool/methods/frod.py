@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, layout_entry, whole
-from adaptertool.methods.merging import MergeRule, Sized, made_of
+from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
     from adaptertool.projection.permuted import OffDiagonals
     from adaptertool.projection.recipe import Recipe
 
@@ -121,14 +122,53 @@ def _nonzero(config: AdapterConfig, dimension: int) -> int:
     return max(1, nonzero) if rate > 0 and places else nonzero
 
 
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    return {"frod_lambda_l": (place.into,), "frod_lambda_s_values": (_places(settings, place.into),)}
+
+
+def _places(settings: Settings, dimension: int) -> int:
+    """How many numbers off the diagonal are trained, as `_init_frod_projections` counts them."""
+    rate, most = settings["sparse_rate"], dimension * (dimension - 1)
+    number = min(int(dimension * dimension * rate), most)
+    return max(1, number) if rate > 0 and most else number
+
+
+def _shared(settings: Settings, places: Places) -> Shapes:
+    """The bases of the layers' categories; PEFT loads them if it finds any of them, and raises if it finds none."""
+    if not settings.get("save_projection"):
+        return {}
+    sizes = {_category(place.module): place.into for place in places}
+    shapes: dict[str, Shape] = {}
+    for category, size in sizes.items():
+        shapes[f"frod_V.{category}"] = (size, size)
+        shapes[f"frod_s_indices.{category}"] = (2, _places(settings, size))
+        shapes[f"frod_s_size.{category}"] = (2,)
+    return shapes
+
+
+def _category(module: str) -> str:
+    """As `_category_from_key`."""
+    parts = module.split(".")
+    if parts[-3:] == ["attention", "output", "dense"]:
+        return "attention_output"
+    return parts[-1] if len(parts) == 1 or parts[-2].isdigit() else "_".join(parts[-2:])
+
+
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    rate = settings.get("sparse_rate")
+    if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+        return f"sparse_rate is {rate!r}, and PEFT raises where it is not from 0 to 1"
+    return None
+
+
 FROD = PlainMethod(
     "FROD",
     "frod_",
     projections=FrodProjections(),
     merge=MergeRule(
-        made=made_of("frod_lambda_l", "frod_lambda_s_values"),
-        shared=lambda config: ("frod_",) if config.get("save_projection", True) else (),
-        fits=Sized(into=("frod_lambda_l", (0,))),
+        tensors=_tensors,
+        refused=_refused,
+        shared=_shared,
     ),
     of_the_base=(OfTheBase(r"base_model\.frod_V\..*", "A basis for each category of layers", DECOMPOSITION),),
 )

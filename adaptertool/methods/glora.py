@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections
-from adaptertool.methods.merging import LINEAR, MergeRule, low_rank
+from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.shapes import integer
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
     from adaptertool.projection.recipe import Recipe
     from adaptertool.projection.zeros import Zeros
 
@@ -65,6 +67,48 @@ class GloraProjections(LayerProjections):
         return Zeros(shapes)
 
 
-_MERGE = MergeRule(kinds=LINEAR, fits=low_rank("glora_A.Xd", "glora_A.Xu"))
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    for field, known in _PATHS.items():
+        if settings.get(field) not in known:
+            return f"PEFT knows no {field} {settings.get(field)!r}, and raises ValueError"
+    return None
 
-GLORA = PlainMethod("GLORA", "glora_", "r", projections=GloraProjections(), merge=_MERGE)
+
+_PATHS = {
+    "config_A_B": ("lora", "vector", "constant", "none"),
+    "config_C": ("lora", "vector", "none"),
+    "config_D_E": ("vector", "constant", "none"),
+}
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    rank = integer(settings, "r", 0)
+    shapes: dict[str, Shape] = {}
+    for path, (field, full) in _SHAPES.items():
+        kind = settings.get(field) if place.bias or field == "config_A_B" else "none"
+        size = full(place)
+        if kind == "lora":
+            shapes |= {f"glora_{path}.Xd": (size[0], rank), f"glora_{path}.Xu": (rank, size[1])}
+        elif kind == "vector":
+            shapes[f"glora_{path}.X"] = (size[0], 1)[: len(size)]
+        elif kind == "constant":
+            shapes[f"glora_{path}.X"] = (1,)
+        else:
+            shapes[f"glora_{path}.zeros"] = size
+    return shapes
+
+
+_SHAPES: Mapping[str, tuple[str, Callable[[Place], tuple[int, ...]]]] = {
+    **dict.fromkeys("AB", ("config_A_B", lambda place: (place.out, place.into))),
+    "C": ("config_C", lambda place: (place.into, 1)),
+    **dict.fromkeys("DE", ("config_D_E", lambda place: (place.out,))),
+}
+"""The config's field for each path, and the shape of what it adds."""
+
+GLORA = PlainMethod(
+    "GLORA",
+    "glora_",
+    "r",
+    projections=GloraProjections(),
+    merge=MergeRule(tensors=_tensors, refused=_refused, kinds=LINEAR),
+)

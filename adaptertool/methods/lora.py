@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
 from adaptertool.methods import initialisation, replication
+from adaptertool.methods.lora_variants import lora_tensors
 from adaptertool.methods.merging import (
     CONV,
     CONV1D,
@@ -18,11 +19,10 @@ from adaptertool.methods.merging import (
     BiasUpdate,
     MergeRule,
     Product,
-    low_rank,
     not_into_mamba,
 )
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
-from adaptertool.patterns import match
+from adaptertool.methods.shapes import RefusedError, by_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,8 @@ def _never(config: Mapping[str, Any]) -> str | None:
 
 
 def _refused(config: Mapping[str, Any]) -> str | None:
+    if config.get("use_dora") and config.get("megatron_config"):
+        return "its config has use_dora and megatron_config, and PEFT raises ValueError for the two together"
     if _has_bias(config) and config.get("use_dora"):
         return "its config asks for lora_bias and for use_dora, and PEFT raises ValueError for the two together"
     if _has_bias(config) and config.get("init_lora_weights", True) not in (True, False):
@@ -50,29 +52,24 @@ def _has_bias(config: Mapping[str, Any]) -> bool:
     return bool(config.get("lora_bias"))
 
 
-def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, default: Any) -> Any:
-    """As `get_pattern_key` in peft/utils/other.py: what the first pattern says that the module path ends with."""
-    table = config.get(patterns) or {}
-    if not isinstance(table, dict):
-        raise _makes_no_sense(f"{patterns} is {table!r}, no table of patterns")
-    return next((value for pattern, value in table.items() if _ends_with(pattern, module, patterns)), default)
-
-
-def _ends_with(pattern: str, module: str, field: str) -> bool:
-    return match(rf"(.*\.)?({pattern})$", module, field) is not None
-
-
 def _rank(config: Mapping[str, Any], module: str) -> int:
-    rank = _by_pattern(config, "rank_pattern", module, config.get("r", 8))
+    rank = _pattern(config, "rank_pattern", module, config.get("r", 8))
     if type(rank) is not int or rank < 1:
         raise _makes_no_sense(f"r of {module} is {rank!r}, where it should be a whole number from 1 on")
     return rank
 
 
+def _pattern(config: Mapping[str, Any], patterns: str, module: str, default: Any) -> Any:
+    try:
+        return by_pattern({"value": default, patterns: config.get(patterns) or {}}, "value", patterns, module)
+    except RefusedError as error:
+        raise _makes_no_sense(str(error)) from error
+
+
 def _scale(config: Mapping[str, Any], module: str) -> float:
     """`lora_alpha / r`, or `lora_alpha / √r` for rank-stabilised LoRA."""
     rank = _rank(config, module)
-    alpha = _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8))
+    alpha = _pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8))
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
         raise _makes_no_sense(f"lora_alpha of {module} is {alpha!r}: no scale can be made of it")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -82,27 +79,25 @@ def _makes_no_sense(reason: str) -> CorruptError:
     return CorruptError(reason, code="ADP304", hint="Restore the config that was saved with these weights.")
 
 
-def _misfit(config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """PEFT makes the factors of the rank that the config says, and a file of another rank raises at loading."""
-    if _has_bias(config) and "lora_embedding_A" in tensors:
-        return "the adapter's config asks for lora_bias, which PEFT refuses for embeddings"
-    if config.get("use_bdlora"):
-        return None
+def _misfit_of_parameters(
+    config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...] | None
+) -> str | None:
+    """An adapter of parameters (target_parameters) has as many ranks side by side as there are experts.
+
+    Which of a parameter's two sides is the inputs', the model's code decides.
+    """
     rank = _rank(config, module)
-    # An adapter of parameters (target_parameters) has as many ranks side by side as there are experts.
     several = bool(config.get("target_parameters"))
-    # A decomposition has no more parts than the layer has inputs or outputs.
-    if initialisation.is_decomposition(config) and "lora_A.weight" in tensors and "lora_B.weight" in tensors:
-        down, up = tensors["lora_A.weight"].shape, tensors["lora_B.weight"].shape
-        if len(down) == len(up) == 2:
-            rank = min(rank, down[1], up[0])
-    for name, dimension in _RANKS:
-        shape = tensors[name].shape if name in tensors else ()
-        if len(shape) < 2 or shape[dimension] == rank or (several and shape[dimension] % rank == 0):
-            continue
-        return (
-            f"the adapter's {name} has rank {shape[dimension]}, and its config says {rank}: PEFT raises a size mismatch"
-        )
+    sides = []
+    for name, dimension in (("lora_A.weight", 0), ("lora_B.weight", 1)):
+        factor = tensors[name].shape if name in tensors else ()
+        if len(factor) != 2:
+            return None
+        if factor[dimension] % rank or (not several and factor[dimension] != rank):
+            return f"the adapter's {name} has rank {factor[dimension]}, and its config says {rank}: it raises a size mismatch"
+        sides.append(factor[1 - dimension])
+    if shape is not None and len(shape) == 2 and sorted(sides) != sorted(shape):
+        return f"the adapter is for a parameter of another shape than the base's, which is {list(shape)}"
     return None
 
 
@@ -116,23 +111,6 @@ _NOT_FOR_PARAMETERS = (
     *("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora", "velora_config", "kasa_config"),
     *("alora_invocation_tokens", "arrow_config", "use_bdlora", "monteclora_config"),
 )
-
-_RANKS = (("lora_A.weight", 0), ("lora_B.weight", 1), ("lora_embedding_A", 0), ("lora_embedding_B", 1))
-"""The factors, and which of their dimensions is the rank."""
-
-
-def _made(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    names: tuple[str, ...] = ("lora_A.weight", "lora_B.weight")
-    if "lora_embedding_A" in tensors or "lora_embedding_B" in tensors:
-        names = ("lora_embedding_A", "lora_embedding_B")
-    elif _has_bias(config):
-        names += ("lora_B.bias",)
-    return (*names, "lora_magnitude_vector") if config.get("use_dora") else names
-
-
-def _unmade(config: Mapping[str, Any]) -> tuple[str, ...]:
-    asked = {"lora_B.bias": _has_bias(config), "lora_magnitude_vector": config.get("use_dora")}
-    return tuple(name for name, wanted in asked.items() if not wanted)
 
 
 def _product(config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo]) -> Product | None:
@@ -167,15 +145,12 @@ def _plain_only(config: Mapping[str, Any], quantisation: str) -> str | None:
     return initialisation.plain_only(config, quantisation)
 
 
-_FACTORS = low_rank("lora_B.weight", "lora_A.weight")
-
-
-def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
-    """Block-diagonal factors are narrower than the layer, and adapters of parameters go by the parameter's own dimensions."""
-    if config.get("use_bdlora"):
-        return True
-    fits = _FACTORS(config, tensors, out_features, in_features)
-    return fits or bool(config.get("target_parameters") and _FACTORS(config, tensors, in_features, out_features))
+def _undecided(config: Mapping[str, Any]) -> str | None:
+    if config.get("megatron_config"):
+        return (
+            "its config has megatron_config, with which PEFT imports Megatron, and raises where that is not installed"
+        )
+    return initialisation.undecided(config)
 
 
 LORA = PlainMethod(
@@ -206,13 +181,11 @@ LORA = PlainMethod(
         never=_never,
         refused=_refused,
         hazard=lambda config: replication.hazard(config) or initialisation.drawn_anew(config),
-        undecided=initialisation.undecided,
+        undecided=_undecided,
         base_module=replication.base_module,
-        fits=_fits,
         any_saved_module=True,
-        misfit=_misfit,
-        made=_made,
-        unmade=_unmade,
+        tensors=lora_tensors,
+        misfit_of_parameters=_misfit_of_parameters,
         starts_at_zero=lambda config: config.get("init_lora_weights", True) in (True, "gaussian", "eva", "lora_ga"),
         zeros=frozenset(("lora_B.weight", "lora_B.bias", "lora_embedding_A")),
         product=_product,

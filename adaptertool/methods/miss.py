@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.shapes import integer, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.shapes import Place, Places, Settings, Shapes
 
 
-def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, _: int) -> bool:
-    """Of shape (r, out_features); (out_features / r, r, r) with `init_weights="bat"`; with "mini" it does not tell."""
-    block = tensors.get("miss_block")
-    if block is None or config.get("init_weights") == "mini":
-        return True
-    return (block.shape[0] * block.shape[1] if len(block.shape) == 3 else block.shape[-1]) == out_features
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    rank, how = integer(settings, "r", 1), settings.get("init_weights")
+    refuse(rank > place.into, f"r is {rank} and the layer has {place.into} inputs, with which PEFT raises ValueError")
+    if how == "bat":
+        refuse(
+            place.into % rank or place.out % rank,
+            f"r is {rank}, which does not divide the layer's {place.out} outputs and {place.into} inputs: PEFT raises "
+            "ValueError for init_weights bat",
+        )
+        return {"miss_block": (place.out // rank, rank, rank)}
+    if how == "mini":
+        columns = integer(settings, "mini_r")
+        refuse(
+            columns <= 0 or place.out % columns,
+            f"mini_r is {columns}, which does not divide the layer's {place.out} outputs: PEFT raises",
+        )
+        return {"miss_block": (rank, columns)}
+    return {"miss_block": (rank, place.out)}
 
 
-def _misfit(config: Mapping[str, Any], _: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    block, rank = tensors.get("miss_block"), config.get("r")
-    if block is None or type(rank) is not int or block.shape[-1 if len(block.shape) == 3 else 0] == rank:
-        return None
-    return f"the adapter's miss_block is {list(block.shape)}, and its config says {rank} for r: PEFT raises a size mismatch"
-
-
-MISS = PlainMethod(
-    "MISS",
-    "miss_",
-    "r",
-    merge=MergeRule(misfit=_misfit, kinds=LINEAR, quantised=BACKENDS, fits=_fits),
-)
+MISS = PlainMethod("MISS", "miss_", "r", merge=MergeRule(tensors=_tensors, kinds=LINEAR, quantised=BACKENDS))

@@ -10,20 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptertool.methods.base import Note, Role, general_role, general_trained
-from adaptertool.methods.merging import (
-    BACKENDS,
-    BITSANDBYTES,
-    CONV,
-    CONV1D,
-    EMBEDDING,
-    INTO_WEIGHTS,
-    LINEAR,
-    MergeRule,
-    Sized,
-    low_rank,
-    made_of,
-    no_merge,
-)
+from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, no_merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -168,25 +155,6 @@ class UnknownMethod:
 DECOMPOSITION = "It stays, because a decomposition gives other bits on other machines and library versions."
 
 
-def _hira_tensors(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    kind = "hira_embedding" if any(name.startswith("hira_embedding") for name in tensors) else "hira"
-    return f"{kind}_A", f"{kind}_B"
-
-
-def _deft_misfit(config: Mapping[str, Any], _: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The rank is the config's, and no more than the layer has outputs (`update_layer` in peft/tuners/deft/layer.py)."""
-    projection = tensors.get("deft_P")
-    wanted = config.get("r")
-    if projection is None or len(projection.shape) != 2 or type(wanted) is not int:
-        return None
-    rank = min(wanted, projection.shape[0])
-    for name, axis in (("deft_P", 1), ("deft_R", 0)):
-        shape = tensors[name].shape if name in tensors else ()
-        if len(shape) == 2 and shape[axis] != rank:
-            return f"the adapter's {name} is {list(shape)}, and its config says {wanted} for r: PEFT raises a size mismatch"
-    return None
-
-
 PLAIN_METHODS = (
     PlainMethod(
         "ADAPTION_PROMPT",
@@ -194,107 +162,12 @@ PLAIN_METHODS = (
         merge=no_merge("it adds a gated attention branch that depends on the input"),
     ),
     PlainMethod(
-        "BOFT",
-        "boft_",
-        merge=MergeRule(
-            made=made_of("boft_R", "boft_s"),
-            lengths=(("boft_R", 1, "boft_block_num"), ("boft_R", 3, "boft_block_size")),
-            kinds=LINEAR | CONV,
-            quantised=BACKENDS,
-            fits=Sized(out=("boft_s", (0,))),
-        ),
-    ),
-    PlainMethod(
-        "C3A",
-        "c3a_",
-        merge=MergeRule(
-            lengths=(("c3a_kernel", 2, "block_size"),),
-            kinds=LINEAR,
-            fits=Sized(out=("c3a_kernel", (0, 2)), into=("c3a_kernel", (1, 2))),
-        ),
-    ),
-    PlainMethod(
-        "DEFT",
-        "deft_",
-        "r",
-        merge=MergeRule(
-            made=lambda config, _: ("deft_P",) if config.get("para") else ("deft_P", "deft_R"),
-            misfit=_deft_misfit,
-            fits=low_rank("deft_P", "deft_R"),
-        ),
-    ),
-    PlainMethod("FOURIERFT", "fourierft_", merge=MergeRule(lengths=(("fourierft_spectrum", 0, "n_frequency"),))),
-    PlainMethod(
-        "GRALORA",
-        "gralora_",
-        "r",
-        merge=MergeRule(
-            made=made_of("gralora_A", "gralora_B"),
-            lengths=(("gralora_A", 0, "gralora_k"), ("gralora_A", 2, "r")),
-            fits=Sized(out=("gralora_B", (0, 2)), into=("gralora_A", (0, 1))),
-        ),
-    ),
-    PlainMethod(
-        "HIRA",
-        "hira_",
-        "r",
-        merge=MergeRule(
-            made=_hira_tensors,
-            lengths=(("hira_A", 0, "r"), ("hira_B", 1, "r"), ("hira_embedding_A", 0, "r")),
-            kinds=LINEAR | CONV1D | EMBEDDING | CONV,
-            quantised=BITSANDBYTES,
-            any_saved_module=True,
-            scaled=False,
-            fits=low_rank("hira_B", "hira_A"),
-        ),
-    ),
-    PlainMethod(
-        "HRA",
-        "hra_",
-        "r",
-        merge=MergeRule(
-            lengths=(("hra_u", 1, "r"),), kinds=LINEAR | CONV, fits=Sized(into=("hra_u", (0,))), normalised=("hra_u",)
-        ),
-    ),
-    PlainMethod(
         "LN_TUNING",
         "ln_tuning_",
         merge=MergeRule(kinds=None, whole_module="ln_tuning_layers", looks=False, any_saved_module=True),
     ),
-    PlainMethod(
-        "LOHA",
-        "hada_",
-        "r",
-        merge=MergeRule(
-            made=made_of("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-            lengths=(("hada_w1_b", 0, "r"), ("hada_w2_b", 0, "r")),
-            kinds=LINEAR | CONV,
-            fits=low_rank("hada_w1_a", "hada_w1_b"),
-        ),
-    ),
-    PlainMethod(
-        "OSF",
-        "osf_",
-        merge=MergeRule(
-            made=made_of("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"),
-            kinds=None,
-            fits=low_rank("osf_svd_params.U_low", "osf_svd_params.V_low"),
-        ),
-    ),
-    PlainMethod(
-        "PEANUT",
-        "peanut_",
-        "r",
-        merge=MergeRule(
-            made=made_of("peanut_A.weight", "peanut_B.weight"),
-            lengths=(("peanut_A.weight", 0, "r"), ("peanut_B.weight", 1, "r")),
-            kinds=LINEAR,
-            fits=Sized(out=("peanut_B.weight", (0,))),
-        ),
-    ),
     PlainMethod("POLY", "poly_", "r", merge=no_merge("its routers choose by the task")),
     PlainMethod("SHADOW", "shadow_", "r", merge=no_merge("its adaptation depends on the input")),
-    PlainMethod("WAVEFT", "waveft_", merge=MergeRule(lengths=(("waveft_spectrum", 0, "n_frequency"),))),
 )
 """Those that have nothing else to be said of; the others have a file each."""
 

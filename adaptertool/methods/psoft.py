@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import LINEAR, MergeRule, made_of
+from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.shapes import integer, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
 
 
 def _decomposed_anew(config: Mapping[str, Any]) -> str | None:
@@ -24,14 +27,43 @@ def _decomposed_anew(config: Mapping[str, Any]) -> str | None:
     )
 
 
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    for field, known in (("ab_svd_init", ("psoft_init", "pissa_init")), ("psoft_svd", ("full", "lowrank"))):
+        if settings.get(field) not in known:
+            return f"PEFT knows no {field} {settings.get(field)!r}, and raises ValueError"
+    terms, least = settings.get("num_cayley_neumann_terms"), settings.get("cayley_neumann_eps")
+    if settings.get("use_cayley_neumann") and not (
+        isinstance(terms, int) and terms > 0 and (least is None or 0 < least < 1)
+    ):
+        return (
+            f"num_cayley_neumann_terms is {terms!r} and cayley_neumann_eps {least!r}, with which PEFT raises ValueError"
+        )
+    return None
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    rank = integer(settings, "r", 1)
+    refuse(
+        rank > place.least,
+        f"r is {rank} and the layer has {place.out} outputs and {place.into} inputs, with which PEFT raises ValueError",
+    )
+    shapes: dict[str, Shape] = {
+        "psoft_R.weight": (rank * (rank - 1) // 2,) if settings.get("psoft_orth") else (rank, rank)
+    }
+    for field, name in (("psoft_mag_a", "psoft_R.vector_a"), ("psoft_mag_b", "psoft_R.vector_b")):
+        if settings.get(field):
+            shapes[name] = (rank,)
+    return shapes
+
+
 PSOFT = PlainMethod(
     "PSOFT",
     "psoft_",
     "r",
     otherwise=_decomposed_anew,
     merge=MergeRule(
-        made=made_of("psoft_R.weight"),
-        lengths=(("psoft_R.vector_a", 0, "r"), ("psoft_R.vector_b", 0, "r")),
+        tensors=_tensors,
+        refused=_refused,
         kinds=LINEAR,
         hazard=_decomposed_anew,
     ),

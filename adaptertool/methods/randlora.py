@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
-from adaptertool.methods.merging import MergeRule, made_of, not_into_mamba
+from adaptertool.methods.merging import MergeRule, not_into_mamba
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.shapes import integer
 from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
     from adaptertool.projection.basis import RandLoraBasis
     from adaptertool.projection.recipe import Recipe
 
@@ -194,9 +196,18 @@ def _x(shape: tuple[int, ...]) -> str:
     return "x".join(str(dim) for dim in shape)
 
 
-def _fits(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
-    gamma = tensors.get("randlora_gamma")
-    return gamma is None or len(gamma.shape) != 2 or gamma.shape[1] == min(out_features, in_features)
+def _tensors(settings: Settings, place: Place, beside: Places) -> Shapes:
+    rank = integer(settings, "r", 1)
+    bases = -(-place.least // rank)
+    shapes: dict[str, Shape] = {"randlora_lambda": (rank, bases), "randlora_gamma": (bases, place.least)}
+    # What the config says to draw anew PEFT leaves in the file.
+    return {**shapes, **_pair(settings, beside)} if settings.get("save_projection") else shapes
+
+
+def _pair(settings: Settings, places: Places) -> Shapes:
+    rank, sizes = integer(settings, "r", 1), places.widest
+    smaller, larger = min(sizes), max(sizes)
+    return {"randlora_A": (rank, 1, smaller), "randlora_B": (larger, -(-smaller // rank), rank)}
 
 
 RANDLORA = PlainMethod(
@@ -207,9 +218,9 @@ RANDLORA = PlainMethod(
     projections=RandLoraProjections(),
     # Its layers for bitsandbytes multiply the bases in the wrong order: the merge raises, or adds something else.
     merge=MergeRule(
-        made=made_of("randlora_lambda", "randlora_gamma"),
-        lengths=(("randlora_lambda", 0, "r"),),
-        fits=_fits,
+        tensors=_tensors,
+        shared=lambda settings, places: _pair(settings, places) if settings.get("save_projection") else {},
+        redraws=True,
         refuses=not_into_mamba,
     ),
 )

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections, layout_entry, whole
-from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule, made_of
+from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
+from adaptertool.methods.shapes import elements, integer, refuse
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.methods.shapes import Place, Places, Settings, Shapes
     from adaptertool.projection.permuted import RandomMasks
     from adaptertool.projection.recipe import Recipe
 
@@ -147,9 +149,13 @@ def _key(config: AdapterConfig) -> int:
     return seed(config, "random_seed", 0)
 
 
-def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
-    weight, rank = tensors.get("shira_weight"), config.get("r", 32)
-    return weight is None or weight.numel == rank * (out_features + in_features)
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    numbers = integer(settings, "r", 1) * (place.into + place.out)
+    refuse(
+        numbers > elements(place),
+        f"its r asks for {numbers} places, more than the layer's weight has, and PEFT raises ValueError",
+    )
+    return {"shira_weight": (numbers,), "shira_indices": (2, numbers)}
 
 
 SHIRA = PlainMethod(
@@ -157,5 +163,5 @@ SHIRA = PlainMethod(
     "shira_",
     "r",
     projections=ShiraProjections(),
-    merge=MergeRule(made=made_of("shira_weight"), kinds=LINEAR, quantised=BACKENDS, fits=_fits),
+    merge=MergeRule(tensors=_tensors, kinds=LINEAR, quantised=BACKENDS),
 )

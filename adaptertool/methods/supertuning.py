@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import LINEAR, MergeRule, low_rank
+from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import OfTheBase, PlainMethod
+from adaptertool.methods.shapes import elements, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
 
 
-def _made(config: Mapping[str, Any], _: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """The low-rank factors come with an `r` alone, which is null by default (`update_layer` in PEFT 0.21.2)."""
-    factors = () if config.get("r") is None else ("supertuning_lora_A.weight", "supertuning_lora_B.weight")
-    return (*factors, "supertuning_values")
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    sparsity, rank, dropout = settings.get("sparsity"), settings.get("r"), settings.get("lora_dropout")
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        return f"sparsity is {sparsity!r}, and PEFT raises where it is not from 0 to below 1"
+    if rank is not None and (not isinstance(rank, int) or rank <= 0):
+        return f"r is {rank!r}, and PEFT raises where it is neither null nor above 0"
+    if rank is None and settings.get("lora_alpha") is not None:
+        return "lora_alpha is set and r is null, with which PEFT raises ValueError"
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        return f"lora_dropout is {dropout!r}, and PEFT raises where it is not from 0 to below 1"
+    return None
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    """The low-rank factors come with an `r` alone, which is null by default."""
+    numbers = int(elements(place) * (1 - settings["sparsity"]))
+    refuse(numbers < 1, "its sparsity leaves nothing of the layer to train, and PEFT raises ValueError")
+    shapes: dict[str, Shape] = {"supertuning_values": (numbers,), "supertuning_indices": (numbers,)}
+    rank = settings.get("r")
+    if rank is not None:
+        shapes |= {
+            "supertuning_lora_A.weight": (rank, place.into),
+            "supertuning_lora_B.weight": (place.out, rank),
+        }
+    return shapes
 
 
 SUPERTUNING = PlainMethod(
@@ -24,10 +46,9 @@ SUPERTUNING = PlainMethod(
     "supertuning_",
     "r",
     merge=MergeRule(
-        made=_made,
-        lengths=(("supertuning_lora_A.weight", 0, "r"),),
+        tensors=_tensors,
+        refused=_refused,
         kinds=LINEAR,
-        fits=low_rank("supertuning_lora_B.weight", "supertuning_lora_A.weight"),
     ),
     of_the_base=(
         OfTheBase(

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry
-from adaptertool.methods.merging import CONV1D, EMBEDDING, LINEAR, MergeRule, low_rank
+from adaptertool.methods.merging import CONV1D, EMBEDDING, LINEAR, MergeRule
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
 from adaptertool.methods.seeds import seed
+from adaptertool.methods.shapes import integer
 from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.methods.shapes import Place, Places, Settings, Shape, Shapes
     from adaptertool.projection.gaussian import GaussianMatrices
     from adaptertool.projection.recipe import Recipe
 
@@ -126,16 +128,42 @@ def _key(config: AdapterConfig) -> int:
     return seed(config, "projection_seed", 42)
 
 
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    tying = settings.get("weight_tying")
+    if not isinstance(tying, (int, float)) or not 0 <= tying <= 1:
+        return f"weight_tying is {tying!r}, and PEFT raises where it is not from 0 to 1"
+    return None
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    rank, vectors = min(integer(settings, "r", 1), place.least), integer(settings, "u", 1)
+    # Of an embedding PEFT decomposes the weight as it is stored.
+    out, into = (place.into, place.out) if place.kind == "embedding" else (place.out, place.into)
+    shapes: dict[str, Shape] = {"tinylora_A": (rank, into), "tinylora_B": (out, rank)}
+    # What the config says to draw anew PEFT leaves in the file.
+    return {**shapes, "tinylora_P": (vectors, rank, rank)} if settings.get("save_projection") else shapes
+
+
+def _shared(settings: Settings, places: Places) -> Shapes:
+    """A vector for each group of layers, as `_create_and_replace` counts them."""
+    layers = len(places)
+    groups = max(1, round(layers * (1.0 - settings["weight_tying"])))
+    size = max(1, layers // groups)
+    used = {min(index // size, groups - 1) for index in range(layers)}
+    return {f"tinylora_v.{group}": (integer(settings, "u", 1),) for group in sorted(used)}
+
+
 TINYLORA = PlainMethod(
     "TINYLORA",
     "tinylora_",
     "r",
     projections=TinyLoraProjections(),
     merge=MergeRule(
-        shared=lambda _: ("tinylora_v",),
+        tensors=_tensors,
+        refused=_refused,
+        shared=_shared,
         kinds=LINEAR | CONV1D | EMBEDDING,
         scaled=False,
-        fits=low_rank("tinylora_B", "tinylora_A"),
     ),
     of_the_base=(OfTheBase(r".*\.tinylora_[AB]", "Singular vectors of each layer", DECOMPOSITION),),
 )

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, whole
-from adaptertool.methods.merging import MergeRule, low_rank
+from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.shapes import integer
 from adaptertool.words import natural
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
-    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.methods.shapes import Place, Places, Settings, Shapes
     from adaptertool.projection.balanced import BalancedIndices
     from adaptertool.projection.recipe import Recipe
 
@@ -123,11 +124,25 @@ def _length(config: AdapterConfig) -> int:
     return config.integer("theta_d_length", 256, least=1, most=2**31)
 
 
-def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
-    """Scales have the shapes of the indices beside them."""
-    pairs = [(tensors.get(f"unilora_indices_{side}"), tensors.get(f"unilora_scales_{side}")) for side in "AB"]
-    alike = all(one is None or other is None or one.shape == other.shape for one, other in pairs)
-    return alike and low_rank("unilora_indices_B", "unilora_indices_A")(config, tensors, out_features, in_features)
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    if not settings.get("init_theta_d_bound", 1) > 0 or not 0 <= settings.get("unilora_dropout", 0) <= 1:
+        return "init_theta_d_bound is not above 0 or unilora_dropout not from 0 to 1, and PEFT raises ValueError"
+    if settings.get("bias") not in ("none", "all", "unilora_only"):
+        return f"bias is {settings.get('bias')!r}, with which PEFT raises ValueError"
+    return None
+
+
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    """Nothing of its own, unless the places are saved."""
+    rank = integer(settings, "r", 1)
+    if not settings.get("save_indices"):
+        return {}
+    inputs, outputs = (rank, place.into), (place.out, rank)
+    return {
+        f"unilora_{what}_{side}": shape
+        for what in ("indices", "scales")
+        for side, shape in (("A", inputs), ("B", outputs))
+    }
 
 
 UNILORA = PlainMethod(
@@ -136,9 +151,9 @@ UNILORA = PlainMethod(
     "r",
     projections=UniLoraProjections(),
     merge=MergeRule(
-        shared=lambda _: ("unilora_theta_d",),
-        lengths=(("unilora_indices_A", 0, "r"),),
+        tensors=_tensors,
+        refused=_refused,
+        shared=lambda settings, _: {"unilora_theta_d": (integer(settings, "theta_d_length", 1),)},
         own_tensors=False,
-        fits=_fits,
     ),
 )

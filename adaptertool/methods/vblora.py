@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
+from adaptertool.methods.shapes import integer, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
-
-
-def _fits(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], out_features: int, in_features: int) -> bool:
-    """Of shape (r, in_features / length, vectors) and (out_features / length, r, vectors), or their largest entries alone."""
-    length = config.get("vector_length", 256)
-    for name, tensor in tensors.items():
-        inputs = name.startswith("vblora_logits_A")
-        if len(tensor.shape) == 3 and tensor.shape[inputs] * length != (in_features if inputs else out_features):
-            return False
-    return True
+    from adaptertool.methods.shapes import Place, Places, Settings, Shapes
 
 
 @dataclass(frozen=True)
@@ -38,9 +28,28 @@ class VbLora(PlainMethod):
         return super().trained(tensor, config)
 
 
-def _made(_: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """With `save_only_topk_weights` others stand in their place."""
-    return () if any("_topk_" in name for name in tensors) else ("vblora_logits_A", "vblora_logits_B")
+def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    """With `save_only_topk_weights` the largest logits are in the file, and PEFT makes all of them from those."""
+    rank, vectors, length = (integer(settings, field, 1) for field in ("r", "num_vectors", "vector_length"))
+    largest = integer(settings, "topk", 1)
+    refuse(largest > vectors, f"topk is {largest}, more than num_vectors, and PEFT raises RuntimeError when it merges")
+    refuse(
+        place.into % length or place.out % length,
+        f"a vector_length of {length} does not divide the layer's {place.out} outputs and {place.into} inputs, and PEFT "
+        "raises ValueError",
+    )
+    shapes = {"A": (rank, place.into // length), "B": (place.out // length, rank)}
+    if settings.get("save_only_topk_weights"):
+        return {
+            f"vblora_logits_{side}_topk_{what}": (*shape, largest - less)
+            for side, shape in shapes.items()
+            for what, less in (("indices", 0), ("weights", 1))
+        }
+    return {f"vblora_logits_{side}": (*shape, vectors) for side, shape in shapes.items()}
+
+
+def _shared(settings: Settings, _: Places) -> Shapes:
+    return {"vblora_vector_bank": (integer(settings, "num_vectors", 1), integer(settings, "vector_length", 1))}
 
 
 VBLORA = VbLora(
@@ -48,9 +57,7 @@ VBLORA = VbLora(
     "vblora_",
     "r",
     merge=MergeRule(
-        made=_made,
-        shared=lambda _: ("vblora_vector_bank",),
-        lengths=(("vblora_logits_A", 0, "r"), ("vblora_logits_A", 2, "num_vectors")),
-        fits=_fits,
+        tensors=_tensors,
+        shared=_shared,
     ),
 )

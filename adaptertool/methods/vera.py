@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaptertool.methods.base import FIRST_OF_ITS_METHOD, CannotDrawError
-from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, MergeRule, Sized, made_of
+from adaptertool.methods.merging import BACKENDS, BITSANDBYTES, MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
+from adaptertool.methods.shapes import integer
 from adaptertool.projection.stored import Stored
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.base import Values
+    from adaptertool.methods.shapes import Declaration, Place, Places, Settings, Shapes
     from adaptertool.projection.kaiming import KaimingPair
     from adaptertool.projection.recipe import Recipe
 
@@ -153,13 +155,23 @@ def _sampled(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _sized(prefix: str) -> Sized:
-    return Sized(out=(f"{prefix}_lambda_b", (0,)))
+def _tensors(prefix: str, rows: int) -> Declaration:
+    def declare(settings: Settings, place: Place, _: Places) -> Shapes:
+        return {f"{prefix}_lambda_b": (place.out,), f"{prefix}_lambda_d": (rows * integer(settings, "r", 1),)}
+
+    return declare
 
 
-def _stored(prefix: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+def _shared(prefix: str, rows: int) -> Callable[[Settings, Places], Shapes]:
     """Where the config says that they are in the file, PEFT raises if they are not."""
-    return lambda config: (f"{prefix}_A", f"{prefix}_B") if config.get("save_projection", True) else ()
+
+    def declare(settings: Settings, places: Places) -> Shapes:
+        if not settings.get("save_projection"):
+            return {}
+        rank, (out, into) = integer(settings, "r", 1), places.widest
+        return {f"{prefix}_A": (rows * rank, into), f"{prefix}_B": (out, rank)}
+
+    return declare
 
 
 VERA = PlainMethod(
@@ -169,10 +181,8 @@ VERA = PlainMethod(
     projections=VeraProjections("vera", rows=1),
     merge=MergeRule(
         quantised=BACKENDS,
-        fits=_sized("vera"),
-        made=made_of("vera_lambda_b", "vera_lambda_d"),
-        shared=_stored("vera"),
-        lengths=(("vera_lambda_d", 0, "r"),),
+        tensors=_tensors("vera", rows=1),
+        shared=_shared("vera", rows=1),
     ),
 )
 PVERA = PlainMethod(
@@ -183,8 +193,7 @@ PVERA = PlainMethod(
     merge=MergeRule(
         quantised=BITSANDBYTES,
         hazard=_sampled,
-        fits=_sized("pvera"),
-        made=made_of("pvera_lambda_b", "pvera_lambda_d"),
-        shared=_stored("pvera"),
+        tensors=_tensors("pvera", rows=2),
+        shared=_shared("pvera", rows=2),
     ),
 )

@@ -12,18 +12,19 @@ from adaptertool.checkpoint.hub.session import cached_snapshot
 from adaptertool.checkpoint.target import Target, open_target
 from adaptertool.errors import AdapterToolError, NotFoundError
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
+from adaptertool.merge.adapter.settings import settings_of
 from adaptertool.merge.base.code import ModelCode
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.names import Names, is_quantized, modules_of
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
 from adaptertool.projection.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.base.files import Base
     from adaptertool.methods.base import Projections
 
@@ -185,16 +186,20 @@ def _at_hand(
 
 def _check_fit(adapter: Adapter, layers: Mapping[str, tuple[int, int]], base: Base) -> None:
     """Refuse a base whose layers have other shapes than the ones that the adapter's own tensors were trained for."""
-    rule = method_of(adapter.config).merge
-    if rule is None or rule.fits is None:
+    method = method_of(adapter.config)
+    rule = method.merge
+    if rule is None or rule.tensors is None:
         return
-    own: dict[str, dict[str, TensorInfo]] = {module: {} for module in layers}
-    for name, info in adapter.weights.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if module in own:
-            own[module][leaf] = info
-    for module, (out, into) in layers.items():
-        if not rule.fits(adapter.config.fields, own[module], out, into):
+    settings, held = settings_of(adapter.config, None), adapter.weights.tensors
+    places = Places(Place(module, "linear", shape) for module, shape in layers.items())
+    for place in places:
+        module, out, into = place.module, place.out, place.into
+        try:
+            due = {f"{module}.{name}": shape for name, shape in rule.tensors(settings, place, places).items()}
+        except RefusedError as error:
+            raise CannotDrawError(f"for {module}, {error}") from error
+        trained = [name for name in due if name in held and method.role(name, adapter.config) == "trainable"]
+        if not all(is_of(held[name].shape, due[name]) for name in trained):
             raise CannotDrawError(
                 f"{module} was trained for a layer of another shape than {base.folder.location} has there, which takes {into} "
                 f"inputs to {out} outputs",

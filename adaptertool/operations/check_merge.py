@@ -12,11 +12,11 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
-from adaptertool.merge.adapter.pair import broken_for_all, other_shapes
+from adaptertool.merge.adapter.pair import broken_for_all
 from adaptertool.merge.adapter.placement import place
 from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
+from adaptertool.merge.adapter.settings import refused_settings, settings_of
 from adaptertool.merge.adapter.targets import Targets
-from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.adapter.whole import (
     lacking_findings,
     lacking_tokens,
@@ -33,6 +33,7 @@ from adaptertool.merge.findings import layer_findings, loading_findings, lost_bi
 from adaptertool.merge.open_questions import with_open_questions
 from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
 from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
+from adaptertool.merge.trial.fit import Fitting
 from adaptertool.merge.trial.hazards import Hazards
 from adaptertool.merge.trial.trial import Trial
 from adaptertool.merge.ways_out import ways_out
@@ -167,17 +168,24 @@ def check_merge(
         targets.resolve(live.layers, live.bare)
         placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code, live.renamed), live, placement)
     layers, attached, unheld = placement.layers, placement.attached, placement.unheld
+    by_parameter = {
+        one.module
+        for one, _ in placement.pairs
+        if one.module not in attached.experts.modules
+        and targets.parameters_of(one.module, (live and live.layers.get(one.module)) or code.layer(one.module))
+    }
+    settings = settings_of(opened.config, code.model_type)
+    fitted = Fitting(opened, base_model, rule, settings, placement.pairs, by_parameter).fitted()
     load = dtype or load_dtype(base_model.config)
     hazards = Hazards(opened, rule, layers, placement.shared, placement.tokens)
     trial = Trial(opened, base_model, rule, load, threshold, hazards=hazards, all_biases=all_biases)
-    results = trial.run(placement.pairs)
-    missing = [layer for (_, layer), result in zip(placement.pairs, results, strict=True) if result.code == "ADP201"]
+    results = trial.run(fitted.pairs)
+    missing = [layer for (_, layer), result in zip(fitted.pairs, results, strict=True) if result.code == "ADP201"]
     unfit = {result.module for result in results if result.code == "ADP203"}
-    adapted_by_method = [layer for one, layer in placement.pairs if not is_token_layer(one)]
     labels = tuple(other_labels(opened, layers))
     most_bytes = math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES
     checked = (
-        *with_open_questions(opened, rule, attached, targets, results),
+        *with_open_questions(opened, rule, attached, fitted, targets, results),
         *(one for one in labels if isinstance(one, LayerResult)),
     )
     report = MergeReport(
@@ -188,12 +196,12 @@ def check_merge(
         threshold,
         checked if live is not None else (*checked, *unknown_entries(entries), *lacking_unknown(unheld)),
         (
-            *layer_findings([one for one, _ in placement.pairs], results, rule),
-            *loading_findings(adapted, attached, checked, targets, layers, live),
+            *layer_findings([one for one, _ in fitted.pairs], results, rule),
+            *loading_findings(adapted, attached, fitted, checked, targets, layers, live),
             *([Finding("ADP207", targets.refused)] if targets.refused is not None else []),
             *targeted_containers(attached, rule, targets, layers),
             *lost_bias_findings(opened, base_model, results),
-            *([] if unfit else other_shapes(opened, layers, adapted_by_method)),
+            *([] if unfit else fitted.findings),
             # Of a layer that is known it was told with the layer.
             *(broken_for_all(opened, most_bytes) if all(one.status == "unknown" for one in results) else ()),
             *misfits(opened, layers, placement.shared, placement.modules, unfit),
@@ -222,7 +230,7 @@ def _layers_of(adapter: Adapter, rule: MergeRule) -> tuple[Sequence[AdaptedLayer
     config, file = adapter.config, f"{adapter.folder.location}/{adapter.weights_name}"
     if (why := rule.never(config.fields)) is not None:
         return (), Finding("ADP206", f"{config.peft_type} has no merge: {why}", fix="Serve the adapter unmerged.")
-    if (why := rule.refused(config.fields)) is not None:
+    if (why := refused_settings(config) or rule.refused(settings_of(config, None))) is not None:
         return (), Finding("ADP206", f"PEFT does not load this {config.peft_type} adapter: {why}")
     prefixes = method_of(config).prefixes
     misnamed = misnamed_tensors(adapter.weights.tensors.values(), prefixes)

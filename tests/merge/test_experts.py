@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
-from adaptertool.merge.adapter.targets import _table
+from adaptertool.merge.adapter.settings import table
 from adaptertool.operations.check_merge import check_merge
 from tests.tools.generate_default_targets import default_targets
 
@@ -152,7 +152,7 @@ def test_settings_that_were_not_looked_into(tmp_path: Path) -> None:
 
 
 def test_the_table_is_pefts() -> None:
-    assert json.loads(json.dumps(default_targets())) == _table()
+    assert json.loads(json.dumps(default_targets())) == table()
 
 
 def test_a_router_that_is_no_linear_layer(tmp_path: Path) -> None:

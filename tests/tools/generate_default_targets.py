@@ -1,4 +1,4 @@
-"""Write `adaptertool/merge/adapter/default_targets.json`: what PEFT's configs have, and what they target by default.
+"""Write `adaptertool/merge/adapter/default_targets.json`: each config's fields and defaults, what it refuses, default targets.
 
 python -m tests.tools.generate_default_targets
 """
@@ -6,16 +6,21 @@ python -m tests.tools.generate_default_targets
 from __future__ import annotations
 
 import json
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import peft
+from peft import TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.waveft.constants import WAVELET_REDUCTIONS
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
 from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]  # its copy alone has Mixtral
     _MODEL_TO_CONVERSION_PATTERN,
     _MOE_FUSED_TARGETS,
     _MOE_TARGET_MODULE_MAPPING,
 )
+from transformers.activations import ACT2FN
 
 from adaptertool.merge.adapter.targets import FIELDS
 
@@ -37,14 +42,22 @@ def default_targets() -> dict[str, Any]:
         peft_type.value: [field for field in FIELDS if field in config.__dataclass_fields__]
         for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     }
-    settings = {
-        peft_type.value: sorted(config.__dataclass_fields__)
-        for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
-    }
+    settings = {peft_type.value: defaults(config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    refuses = {peft_type.value: refused(config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {
         "peft": peft.__version__,
         "fields": dict(sorted(fields.items())),
         "settings": dict(sorted(settings.items())),
+        "refuses": {peft_type: found for peft_type, found in sorted(refuses.items()) if found},
+        "choices": {
+            "": {"task_type": sorted(TaskType)},
+            "PEANUT": {"act_fn": sorted(ACT2FN)},
+            "WAVEFT": {"wavelet_family": sorted(WAVELET_REDUCTIONS)},
+        },
+        "feedforward": {
+            model_type: list(modules)
+            for model_type, modules in sorted(TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.items())
+        },
         "methods": dict(sorted(methods.items())),
         # What transformers 5 has fused, and the parameters that PEFT targets in place of modules of these names.
         "fused": {
@@ -58,11 +71,57 @@ def default_targets() -> dict[str, Any]:
     }
 
 
+def defaults(config: Any) -> dict[str, Any]:
+    """The fields of a config class, and what it takes for each."""
+    found = {}
+    for name, field in sorted(config.__dataclass_fields__.items()):
+        value = field.default_factory() if field.default is MISSING and field.init else field.default
+        found[name] = getattr(value, "value", value) if isinstance(value, PLAIN) else None
+    return found
+
+
+def refused(config: Any) -> list[str]:
+    """Which of `TOGETHER` a config class refuses."""
+    names = {*config.__dataclass_fields__}
+    found: list[str] = []
+    for what, arguments in TOGETHER.items():
+        # The last one can be raised for the first one's reason.
+        told = found and "layers_pattern" in arguments
+        if (
+            {*arguments} <= names
+            and not told
+            and raises(config, {}) is None
+            and "layers_" in (raises(config, arguments) or "")
+        ):
+            found.append(what)
+    return found
+
+
+def raises(config: Any, arguments: dict[str, Any]) -> str | None:
+    """The error of a config class; None where it has none."""
+    needed = {"total_step": 10, "init_r": 2, "tinit": 0, "tfinal": 0, "boft_block_size": 4}
+    needed = {name: value for name, value in needed.items() if name in config.__dataclass_fields__}
+    try:
+        config(**needed, **arguments)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+PLAIN = (str, int, float, bool, list, dict, type(None))
+TOGETHER: dict[str, dict[str, Any]] = {
+    "layers_pattern without layers_to_transform": {"layers_pattern": ["h"]},
+    "layers_to_transform with a pattern in target_modules": {"target_modules": "x", "layers_to_transform": [1]},
+    "layers_pattern with a pattern in target_modules": {"target_modules": "x", "layers_pattern": ["h"]},
+}
+"""What some config classes raise for."""
+
+
 def main() -> None:
     """Write the table."""
     table = default_targets()
     parts = [f'"peft": {json.dumps(table["peft"])}']
-    for part in ("fields", "settings", "methods", "fused"):
+    for part in ("fields", "settings", "refuses", "choices", "feedforward", "methods", "fused"):
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table[part].items())
         parts.append(f'"{part}": {{\n{lines}\n}}')
     TABLE.write_text(f"{{{', '.join(parts)}}}\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.adapted import AdaptedLayer
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapter.targets import Targets
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
-    from adaptertool.methods.merging import MergeRule
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,8 @@ class Attached:
 
     Attributes:
         layers: The layers that it attaches to, with the tensors that it loads; those that nobody trained have none.
-        lacking: The tensors that it makes and the file lacks, by module.
-        named: Those of these modules whose tensors have the name that PEFT gives an adapter in theirs, as in a model's own
-            state dict (`lora_A.default.weight`).
+        named: Modules whose tensors have the name that PEFT gives an adapter in theirs, as in a model's own state dict
+            (`lora_A.default.weight`).
         ignored: Names of the tensors in the file that it leaves out.
         ignored_layers: How many layers it leaves out altogether.
         undecided: Whether it is not certain of a layer of the file that it attaches to it.
@@ -39,7 +37,6 @@ class Attached:
     """
 
     layers: tuple[AdaptedLayer, ...]
-    lacking: Mapping[str, tuple[str, ...]]
     named: frozenset[str]
     ignored: tuple[str, ...]
     ignored_layers: int
@@ -51,7 +48,6 @@ class Attached:
 def attached_layers(
     adapter: Adapter,
     adapted: Sequence[AdaptedLayer],
-    rule: MergeRule,
     targets: Targets,
     layers: BaseLayers,
     tree: Mapping[str, CodeLayer] | None = None,
@@ -61,7 +57,6 @@ def attached_layers(
     Args:
         adapter: The adapter.
         adapted: The layers that its file holds tensors of.
-        rule: What its method's merge needs.
         targets: What its config targets.
         layers: The base's layers.
         tree: All layers of the model, by module path, where it was built.
@@ -71,7 +66,6 @@ def attached_layers(
     ignored: list[str] = []
     left_out = 0
     undecided = False
-    unmade = rule.unmade(fields)
     today = _NamesToday(layers)
     experts = fused_experts(fields, adapted, targets, layers.base.config)
 
@@ -88,9 +82,7 @@ def attached_layers(
             ignored += [tensor.name for tensor in layer.tensors.values()]
             left_out += 1
             continue
-        loaded = {name: tensor for name, tensor in layer.tensors.items() if name not in unmade}
-        ignored += [tensor.name for name, tensor in layer.tensors.items() if name in unmade]
-        kept.append(replace(layer, tensors=loaded))
+        kept.append(layer)
     if tree is not None:
         held = {name for layer in kept for name in (layer.module, *today.of(layer.module))}
         fresh = [
@@ -103,18 +95,10 @@ def attached_layers(
         fresh, open_ones = _targeted(kept, adapted, targets, layers, today)
     everything = [*kept, *(AdaptedLayer(module, {}) for module in fresh)]
     everything.sort(key=lambda layer: natural(layer.module))
-    lacking = {
-        layer.module: missing
-        for layer in everything
-        if (missing := tuple(name for name in rule.made(fields, layer.tensors) if name not in layer.tensors))
-        or (rule.own_tensors and not layer.tensors)
-    }
     named = frozenset(
-        layer.module
-        for layer in everything
-        if layer.module in lacking and any("default" in name.split(".") for name in layer.tensors)
+        layer.module for layer in everything if any("default" in name.split(".") for name in layer.tensors)
     )
-    return Attached(tuple(everything), lacking, named, tuple(ignored), left_out, undecided, tuple(open_ones), experts)
+    return Attached(tuple(everything), named, tuple(ignored), left_out, undecided, tuple(open_ones), experts)
 
 
 def _targeted(

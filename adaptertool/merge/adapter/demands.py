@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.tokens import is_token_layer
-from adaptertool.methods.merging import wrong_length
 from adaptertool.methods.trainable_tokens import TRAINABLE_TOKENS
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def layer_for(
     experts: FusedExperts,
     live: CodeLayer | None = None,
 ) -> Layer:
-    """What is known of the base's layer, and whether PEFT attaches the adapter's to it, loads it and can merge it.
+    """What is known of the base's layer, and whether PEFT attaches the adapter's to it and can merge it.
 
     Args:
         adapter: The adapter.
@@ -74,5 +73,4 @@ def layer_for(
         refused = rule.refuses_parameters(fields) or targets.conflict(adapted.module, live or layers.code.layer(module))
     if refused is not None:
         return replace(layer, status="blocked", code="ADP207", reason=refused)
-    misfit = rule.misfit(fields, adapted.module, adapted.tensors) or wrong_length(rule, fields, adapted.tensors)
-    return layer if misfit is None else replace(layer, status="blocked", code="ADP203", reason=misfit)
+    return layer

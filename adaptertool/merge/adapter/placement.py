@@ -78,7 +78,7 @@ def place(
     shared = SharedTensors(layers, fields, live.ties if live is not None else None)
     tokens = trained_tokens(adapter, targets, shared)
     own = without_copies(adapter, adapted, tokens, targets, shared)
-    attached = attached_layers(adapter, own, rule, targets, layers, tree)
+    attached = attached_layers(adapter, own, targets, layers, tree)
     beside = (one for one in tokens.layers if all(one.module != other.module for other in own))
     known = {
         layer.module: layer for _, layer in (before.pairs if before is not None else ()) if layer.status != "unknown"

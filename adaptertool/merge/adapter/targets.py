@@ -8,14 +8,11 @@ without tensors gets an update of its own that nobody trained. Source: `check_ta
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool import patterns
-from adaptertool.checkpoint.config import version_numbers
 from adaptertool.errors import CorruptError
+from adaptertool.merge.adapter.settings import table
 from adaptertool.methods.base import ALL_LINEAR
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ class Targets:
 
     def __init__(self, config: AdapterConfig, model_type: str | None) -> None:
         self._name = config.name
-        known = _table()["fields"].get(config.peft_type, FIELDS)
+        known = table()["fields"].get(config.peft_type, FIELDS)
         fields = {field: config.fields.get(field) for field in known}
         targets = self._names(fields, "target_modules")
         parameters = self._names(fields, "target_parameters")
@@ -59,7 +56,7 @@ class Targets:
         self.modules = targets
         self.parameters = (parameters,) if isinstance(parameters, str) else parameters or ()
         self.refused: str | None = None
-        self._fused = _table()["fused"].get(model_type) if config.peft_type == "LORA" else None
+        self._fused = table()["fused"].get(model_type) if config.peft_type == "LORA" else None
         self.fused: Mapping[str, str] = self._fused["parameters"] if self._fused is not None else {}
         if self._fused is not None and isinstance(targets, tuple):
             self._convert(targets)
@@ -286,30 +283,8 @@ def default_targets(peft_type: str, model_type: str | None) -> tuple[str, ...] |
 
     The table beside this module is PEFT's own (`tests/tools/generate_default_targets.py`).
     """
-    table = _table()["methods"]
-    value = table.get(peft_type, {}).get(model_type)
+    value = table()["methods"].get(peft_type, {}).get(model_type)
     return tuple(value) if isinstance(value, list) else value
-
-
-def unknown_settings(config: AdapterConfig) -> str | None:
-    """What a config of a newer PEFT asks for and the PEFT of the table does not know, as a sentence; None where nothing.
-
-    PEFT ignores such fields with a warning (`PeftConfigMixin.from_peft_type`). Those of an older PEFT went out for good.
-    """
-    table = _table()
-    known = table["settings"].get(config.peft_type)
-    if known is None or version_numbers(config.text_or_none("peft_version")) <= version_numbers(table["peft"]):
-        return None
-    unknown = [name for name, value in config.fields.items() if value and name not in known]
-    if not unknown:
-        return None
-    return f"its config asks for {unknown[0]}, which PEFT {table['peft']} does not know: what a newer one merges can't be told"
-
-
-@cache
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(Path(__file__).with_name("default_targets.json").read_bytes())
-    return table
 
 
 def _ends(module: str, path: str) -> bool:

@@ -10,7 +10,6 @@ from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES, AdapterValues, Trouble
 from adaptertool.merge.trial.base_values import BaseValues
 from adaptertool.merge.trial.layer_merge import layer_merge
-from adaptertool.merge.trial.shapes import Shapes
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Trial:
 
     def run(self, pairs: Sequence[tuple[AdaptedLayer, Layer]]) -> tuple[LayerResult, ...]:
         """Try every layer that is `ok` so far; the others are taken as they are."""
-        merges = self._with_shapes([layer_merge(self.adapter, self.rule, *pair) for pair in pairs])
+        merges = [layer_merge(self.adapter, self.rule, *pair) for pair in pairs]
         if any(merge.layer.status == "ok" for merge in merges):
             self._values.begin(self.dtype)
         self._base_values.read_weights(merges)
@@ -89,18 +88,6 @@ class Trial:
         results = tuple(self._try(merge) for merge in merges)
         self._sum_up(merges)
         return results
-
-    def _with_shapes(self, merges: Sequence[LayerMerge]) -> Sequence[LayerMerge]:
-        """The same, those blocked whose shapes are none of the base's."""
-        shapes = Shapes(self.adapter, self.base, self.rule)
-        going = [merge for merge in merges if merge.layer.status == "ok"]
-        self.base.load_headers(name for merge in going for name in shapes.held_against(merge))
-        return [
-            merge
-            if merge.layer.status != "ok" or (misfit := shapes.misfit(merge)) is None
-            else replace(merge, layer=replace(merge.layer, status="blocked", code="ADP203", reason=misfit))
-            for merge in merges
-        ]
 
     def _sum_up(self, merges: Sequence[LayerMerge]) -> None:
         if self._base_values.biases_unread is not None:

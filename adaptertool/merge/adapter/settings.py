@@ -1,0 +1,78 @@
+"""What PEFT makes of a config: the defaults of what it does not say, and what it refuses whatever the base.
+
+The table beside this module is PEFT's own (`tests/tools/generate_default_targets.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptertool.checkpoint.config import version_numbers
+
+if TYPE_CHECKING:
+    from adaptertool.checkpoint.config import AdapterConfig
+
+
+def settings_of(config: AdapterConfig, model_type: str | None) -> dict[str, Any]:
+    """The fields of a config as PEFT has them: those that its class has, with its defaults.
+
+    Args:
+        config: The adapter's.
+        model_type: Of the base model, by which PEFT fills in some.
+    """
+    defaults: dict[str, Any] = table()["settings"].get(config.peft_type, {})
+    settings = {name: config.fields.get(name, default) for name, default in defaults.items()}
+    if config.peft_type == "IA3" and settings["feedforward_modules"] is None:
+        settings["feedforward_modules"] = table()["feedforward"].get(model_type)
+    return settings
+
+
+def refused_settings(config: AdapterConfig) -> str | None:
+    """Why PEFT does not load an adapter of this config, by what all methods have in common; None where it does.
+
+    Source: `__post_init__` of the config classes and `PeftConfigMixin`, read at PEFT 0.21.2.
+    """
+    settings = settings_of(config, None)
+    for choices in (table()["choices"][""], table()["choices"].get(config.peft_type, {})):
+        for field, known in choices.items():
+            value = settings.get(field)
+            if value not in known and not (value is None and field == "task_type"):
+                return (
+                    f"its config says {value!r} for {field}, which PEFT {table()['peft']} does not know and raises for"
+                )
+    if config.peft_type == "OFT" and "oft_block_size" not in config.fields:
+        return "it was written by a PEFT before 0.14, whose OFT was another: newer ones raise ValueError"
+    pattern = isinstance(settings.get("target_modules"), str)
+    indices, path = settings.get("layers_to_transform"), settings.get("layers_pattern")
+    met = {
+        "layers_pattern without layers_to_transform": bool(path) and indices is None,
+        "layers_to_transform with a pattern in target_modules": pattern and indices is not None,
+        "layers_pattern with a pattern in target_modules": pattern and path is not None,
+    }
+    what = next((one for one in table()["refuses"].get(config.peft_type, ()) if met[one]), None)
+    return f"its config has {what}, for which PEFT raises ValueError" if what else None
+
+
+def unknown_settings(config: AdapterConfig) -> str | None:
+    """What a config of a newer PEFT asks for and the PEFT of the table does not know, as a sentence; None where nothing.
+
+    PEFT ignores such fields with a warning (`PeftConfigMixin.from_peft_type`). Those of an older PEFT went out for good.
+    """
+    known = table()["settings"].get(config.peft_type)
+    peft = table()["peft"]
+    if known is None or version_numbers(config.text_or_none("peft_version")) <= version_numbers(peft):
+        return None
+    unknown = [name for name, value in config.fields.items() if value and name not in known]
+    if not unknown:
+        return None
+    return f"its config asks for {unknown[0]}, which PEFT {peft} does not know: what a newer one merges can't be told"
+
+
+@cache
+def table() -> dict[str, Any]:
+    """PEFT's own tables."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("default_targets.json").read_bytes())
+    return found

@@ -1,0 +1,263 @@
+"""The adapter's tensors held against those that PEFT makes for each layer: by name, and by shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from adaptertool.findings import Finding
+from adaptertool.merge.adapter.tokens import is_token_layer, misfit_of_tokens
+from adaptertool.methods import method_of
+from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.checkpoint.header import TensorInfo
+    from adaptertool.merge.adapter.adapted import AdaptedLayer
+    from adaptertool.merge.base.files import Base
+    from adaptertool.merge.base.layer import Layer
+    from adaptertool.methods.merging import MergeRule
+    from adaptertool.methods.shapes import LayerKind, Settings, Shape, Shapes
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What PEFT loads of a file.
+
+    Attributes:
+        pairs: The layers, with the tensors that it loads; those that it raises for are blocked.
+        lacking: The trained tensors that it makes and the file lacks, by module.
+        ignored: Names of tensors of these layers that it leaves out.
+        findings: What is wrong with tensors that all layers share.
+        untold: What can't be told about those, as a sentence; None where nothing is open.
+    """
+
+    pairs: tuple[tuple[AdaptedLayer, Layer], ...]
+    lacking: Mapping[str, tuple[str, ...]]
+    ignored: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    untold: str | None = None
+
+
+class Fitting:
+    """A file and what the config makes PEFT make on this base.
+
+    Args:
+        adapter: The adapter.
+        base: The base model.
+        rule: What the adapter's method needs.
+        settings: The adapter's config, with PEFT's defaults.
+        pairs: The layers, and what is known of the base's.
+        parameters: Modules that the config targets by their parameters.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        base: Base,
+        rule: MergeRule,
+        settings: Settings,
+        pairs: Sequence[tuple[AdaptedLayer, Layer]],
+        parameters: Collection[str],
+    ) -> None:
+        self.adapter = adapter
+        self.base = base
+        self.rule = rule
+        self.settings = settings
+        self.pairs = pairs
+        self.parameters = parameters
+        base.load_headers(name for pair in pairs for name in self._base_tensors(*pair))
+        self.places = [self._places(*pair) if self._is_declared(pair[0]) else () for pair in pairs]
+        # Twice the same layers, but for those of unknown sizes: what does not depend on these is the same in both.
+        self.worlds = tuple(
+            Places(
+                places[0] if places else _probe(adapted.module, world)
+                for (adapted, _), places in zip(pairs, self.places, strict=True)
+                if self._is_declared(adapted)
+            )
+            for world in (0, 1)
+        )
+
+    def fitted(self) -> Fitted:
+        """What PEFT loads, and where it raises."""
+        pairs: list[tuple[AdaptedLayer, Layer]] = []
+        lacking: dict[str, tuple[str, ...]] = {}
+        ignored: list[str] = []
+        for (adapted, layer), places in zip(self.pairs, self.places, strict=True):
+            if any("default" in name.split(".") for name in adapted.tensors):
+                # By which name PEFT gives the adapter it depends whether it loads them.
+                found = _Outcome()
+            elif self._is_declared(adapted):
+                found = self._best(adapted, places)
+            else:
+                found = _Outcome(self._undeclared(adapted, layer) if layer.status == "ok" else None)
+            if found.missing or (self.rule.own_tensors and found.made and not adapted.tensors):
+                lacking[adapted.module] = found.missing
+            ignored += [adapted.tensors[name].name for name in found.extra]
+            kept = {name: tensor for name, tensor in adapted.tensors.items() if name not in found.extra}
+            pairs.append((replace(adapted, tensors=kept), _blocked(layer, found) if layer.status == "ok" else layer))
+        return Fitted(tuple(pairs), lacking, tuple(ignored), *self._shared())
+
+    def _is_declared(self, adapted: AdaptedLayer) -> bool:
+        by_parameter = adapted.module in self.parameters
+        return self.rule.tensors is not None and not is_token_layer(adapted) and not by_parameter
+
+    def _base_tensors(self, adapted: AdaptedLayer, layer: Layer) -> Iterable[str]:
+        """The base tensors whose shapes are asked for."""
+        if (name := self._sized_by(adapted, layer)) is not None:
+            yield name
+        if layer.status == "ok":
+            yield from (name for name in self._replaced(adapted, layer) if name in self.base.files)
+
+    def _sized_by(self, adapted: AdaptedLayer, layer: Layer) -> str | None:
+        """The base tensor whose shape is the layer's."""
+        if layer.status != "ok" or self.rule.whole_module is not None:
+            return None
+        bias = self.rule.bias
+        if bias is not None and bias.alone and layer.bias is not None and not is_token_layer(adapted):
+            return layer.bias
+        weight = f"{layer.stored}.weight"
+        return weight if weight in self.base.files and layer.layer_type != "quantized" else None
+
+    def _places(self, adapted: AdaptedLayer, layer: Layer) -> tuple[Place, ...]:
+        """What the layer may be, as far as that makes a difference; empty where its sizes are not known."""
+        name = self._sized_by(adapted, layer)
+        if name is None:
+            return ()
+        shape = self.base.tensor(name).shape
+        if name == layer.bias:
+            return (Place(adapted.module, "linear", (shape[0], 1), True),) if len(shape) == 1 else ()
+        kinds = [kind for kind in _kinds(layer, len(shape)) if self.rule.kinds is None or kind in self.rule.kinds]
+        biases = (True, False) if layer.has_bias is None else (layer.has_bias,)
+        return tuple(Place(adapted.module, kind, shape, bias) for kind, bias in product(kinds, biases))
+
+    def _best(self, adapted: AdaptedLayer, places: Iterable[Place]) -> _Outcome:
+        """What PEFT does; where it is not known what the layer is, it is what the file's tensors fit."""
+        outcomes = [self._outcome(adapted, (place, place)) for place in places]
+        if not outcomes:
+            found = self._outcome(adapted, (_probe(adapted.module, 0), _probe(adapted.module, 1)))
+            # A size that PEFT refuses the layer need not have.
+            return _Outcome() if found.refused else found
+        if not adapted.tensors:
+            return max(outcomes, key=lambda one: len(one.missing))
+        return min(outcomes, key=lambda one: (one.problem is not None, len(one.missing) + len(one.extra)))
+
+    def _outcome(self, adapted: AdaptedLayer, places: tuple[Place, Place]) -> _Outcome:
+        try:
+            due = _common(*(self._declared(*both) for both in zip(places, self.worlds, strict=True)))
+        except RefusedError as error:
+            return _Outcome(str(error), refused=True)
+        missing = tuple(name for name in due if name not in adapted.tensors and self._is_trained(adapted.module, name))
+        extra = tuple(name for name in adapted.tensors if name not in due)
+        held = {name: tensor for name, tensor in adapted.tensors.items() if name in due}
+        wrong = (name for name, tensor in held.items() if not is_of(tensor.shape, due[name]))
+        problem = next((_mismatch(name, held[name], due[name]) for name in wrong), None)
+        if problem is None and places[0] == places[1]:
+            problem = self.rule.misfit(self.settings, places[0], held)
+        return _Outcome(problem, missing, extra, made=bool(due))
+
+    def _declared(self, place: Place, beside: Places) -> Shapes:
+        return self.rule.tensors(self.settings, place, beside) if self.rule.tensors is not None else {}
+
+    def _is_trained(self, module: str, name: str) -> bool:
+        """Whether PEFT can't make it again as it was: what was drawn or computed from the base it can."""
+        method = method_of(self.adapter.config)
+        return method.role(f"base_model.model.{module}.{name}", self.adapter.config) == "trainable"
+
+    def _undeclared(self, adapted: AdaptedLayer, layer: Layer) -> str | None:
+        """Why PEFT raises for tensors that take the place of others, or that are for a parameter."""
+        name = self._sized_by(adapted, layer)
+        if is_token_layer(adapted):
+            return misfit_of_tokens(self.adapter, adapted, self.base.tensor(name) if name is not None else None)
+        if adapted.module in self.parameters:
+            shape = self.base.tensor(name).shape if name is not None else None
+            return self.rule.misfit_of_parameters(self.settings, adapted.module, adapted.tensors, shape)
+        for base_name, module in self._replaced(adapted, layer).items():
+            if base_name in self.base.files and (due := self.base.tensor(base_name).shape) != module.shape:
+                return f"the adapter's module has shape {list(module.shape)}, and the base's {list(due)}"
+        return None
+
+    def _replaced(self, adapted: AdaptedLayer, layer: Layer) -> dict[str, TensorInfo]:
+        """The base's tensors that the adapter's take the place of."""
+        prefix = f"{self.rule.whole_module}."
+        found = {name: tensor for name, tensor in adapted.tensors.items() if name.startswith(prefix)}
+        return {f"{layer.stored}.{name.removeprefix(prefix)}": tensor for name, tensor in found.items()}
+
+    def _shared(self) -> tuple[tuple[Finding, ...], str | None]:
+        """What is wrong with the tensors that all layers share, and what can't be told of them."""
+        try:
+            due = _common(*(self.rule.shared(self.settings, places) for places in self.worlds))
+        except RefusedError as error:
+            return (Finding("ADP207", f"PEFT does not load the adapter: {error}"),), None
+        held = {name: self.adapter.weights.tensors.get(f"base_model.{name}") for name in due}
+        findings = [
+            Finding("ADP203", f"In all layers, {_mismatch(name, tensor, due[name])}", (tensor.name,), 1)
+            for name, tensor in held.items()
+            if tensor is not None and not is_of(tensor.shape, due[name])
+        ]
+        absent = next((name for name, tensor in held.items() if tensor is None), None)
+        if absent is None or self.rule.redraws:
+            return tuple(findings[:1]), None
+        untold = f"the adapter's file lacks {absent}, which all layers share: PEFT raises, or makes it anew, untrained"
+        return tuple(findings[:1]), untold
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What PEFT does with the tensors of a layer.
+
+    Attributes:
+        problem: Why it raises.
+        missing: What it makes itself.
+        extra: What it leaves out.
+        refused: Whether it raises before it loads anything.
+        made: Whether it makes any.
+    """
+
+    problem: str | None = None
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    refused: bool = False
+    made: bool = True
+
+
+def _blocked(layer: Layer, found: _Outcome) -> Layer:
+    if found.problem is None:
+        return layer
+    return replace(layer, status="blocked", code="ADP207" if found.refused else "ADP203", reason=found.problem)
+
+
+def _kinds(layer: Layer, dimensions: int) -> tuple[LayerKind, ...]:
+    """What a layer may be, by what is known of it and by the dimensions of its weight."""
+    if layer.layer_type in ("linear", "conv1d", "embedding"):
+        return (layer.layer_type,) if dimensions == 2 else ()
+    if layer.layer_type == "experts":
+        # Each is a matrix in the file.
+        return ("linear",) if dimensions == 2 else ()
+    return ("linear", "conv1d", "embedding") if dimensions == 2 else ("conv",) if dimensions > 2 else ("other",)
+
+
+def _probe(module: str, world: int) -> Place:
+    """A layer of sizes that no layer has, and that numbers of blocks divide."""
+    out, into = ((7, 11), (13, 17))[world]
+    return Place(module, "linear", (out * _DIVISIBLE, into * _DIVISIBLE), True)
+
+
+_DIVISIBLE = 2**12 * 3**2 * 5
+
+
+def _common(one: Shapes, other: Shapes) -> dict[str, Shape]:
+    """What two declarations agree in."""
+    pairs = {name: zip(shape, other[name], strict=True) for name, shape in one.items() if name in other}
+    return {name: tuple(here if here == there else None for here, there in dims) for name, dims in pairs.items()}
+
+
+def _mismatch(name: str, tensor: TensorInfo, shape: Shape) -> str:
+    due = ", ".join("?" if one is None else str(one) for one in shape)
+    return (
+        f"the adapter's {name} has shape {list(tensor.shape)}, and PEFT makes it [{due}] by its config and this base: it "
+        "raises a size mismatch"
+    )
