@@ -34,7 +34,7 @@ def _refused(settings: Mapping[str, Any]) -> str | None:
 
 
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
-    """The bias is one more column. The clusters decide the shapes of A and B, and PEFT takes these two as the file has them."""
+    """The bias is one more column. The clusters decide about A and B, which PEFT takes in the shapes that the file has."""
     inputs = place.into + bool(place.bias)
     rank = min(integer(settings, "r", 1), place.out, inputs)
     subspaces = range(integer(settings, "num_subspaces", 1))

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
-    """Other layers it leaves as they are, without a word. `effective_rank` is the part that is kept: by default half of what there is. Of the other part all is trained."""
+    """`effective_rank` is the part that is kept, by default half of what there is; all of the other part is trained.
+
+    Layers of other kinds PEFT leaves as they are, without a word.
+    """
     if place.kind != "linear":
         return {}
     kept = settings.get("effective_rank")

@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.adapter.tokens import is_token_layer, misfit_of_tokens
 from adaptertool.methods import method_of
 from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
@@ -152,7 +153,9 @@ class Fitting:
             return _Outcome(str(error), refused=True)
         missing = tuple(name for name in due if name not in adapted.tensors and self._is_trained(adapted.module, name))
         extra = tuple(name for name in adapted.tensors if name not in due)
-        held = {name: tensor for name, tensor in adapted.tensors.items() if name in due}
+        # Copies of what all layers share stand under the layers, and are none of those tensors.
+        everything, stem = self.adapter.weights.tensors, f"{PEFT_PREFIX}{adapted.module}."
+        held = {name: tensor for name in due if (tensor := adapted.tensors.get(name) or everything.get(stem + name))}
         wrong = (name for name, tensor in held.items() if not is_of(tensor.shape, due[name]))
         problem = next((_mismatch(name, held[name], due[name]) for name in wrong), None)
         if problem is None and places[0] == places[1]:
@@ -165,7 +168,7 @@ class Fitting:
     def _is_trained(self, module: str, name: str) -> bool:
         """Whether PEFT can't make it again as it was: what was drawn or computed from the base it can."""
         method = method_of(self.adapter.config)
-        return method.role(f"base_model.model.{module}.{name}", self.adapter.config) == "trainable"
+        return method.role(f"{PEFT_PREFIX}{module}.{name}", self.adapter.config) == "trainable"
 
     def _undeclared(self, adapted: AdaptedLayer, layer: Layer) -> str | None:
         """Why PEFT raises for tensors that take the place of others, or that are for a parameter."""
