@@ -205,7 +205,8 @@ def test_what_was_let_pass_counts_once_it_shows(hub: HubServer) -> None:
 
 
 def test_the_root_of_the_repo_shows_what_its_folders_do_not(hub: HubServer) -> None:
-    """Every small file of the folder is damaged; the pointer to a large one elsewhere is enough."""
+    """Every small file of the folder is damaged, its ETags are no hashes; the pointer to a large one elsewhere is enough."""
+    hub.etag = SERVERS["other"]
     config = Damaged(Plain(b'{"r": 8}'), 6, 1)
     hub.add("org/name", {f"sub/{CONFIG}": config, "sub/README.md": config, WEIGHTS: b"1"})
     with pytest.raises(CorruptError, match=r"sub/\S+ is not what the commit holds"):
@@ -219,13 +220,23 @@ def test_the_root_of_the_repo_shows_what_its_folders_do_not(hub: HubServer) -> N
 def test_hashes_of_nothing_known(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing shows what they are of: two readings that agree are taken, of that file and of others."""
     monkeypatch.setattr(server, "is_lfs", lambda path, file: False)
-    monkeypatch.setattr(Plain, "blob_id", property(lambda self: hashlib.sha1(b"salt" + self.data).hexdigest()))
+    monkeypatch.setattr(Plain, "blob_id", property(lambda self: hashlib.sha1(b"pepper" + self.data).hexdigest()))
+    hub.etag = SERVERS["other"]
     files = {CONFIG: b'{"r": 8}', "README.md": README, WEIGHTS: b"1234"}
     hub.add("org/name", files)
     folder = HubFolder("org/name")
     for name, data in files.items():
         assert folder.open(name).read(0, len(data)) == data
     assert len(hub.requests("tree")) == 1
+
+
+def test_what_etag_and_tree_name_alike_needs_no_other_proof(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is in the repo is damaged, and none of it is in large file storage."""
+    monkeypatch.setattr(server, "is_lfs", lambda path, file: False)
+    hub.add("org/name", {CONFIG: Damaged(Plain(b'{"r": 8}'), 6, 1), "README.md": Damaged(Plain(README), 5, 1)})
+    with pytest.raises(CorruptError, match=CONFIG):
+        HubFolder("org/name").open(CONFIG).read(0, 8)
+    assert len(hub.requests("resolve")) == 2
 
 
 def test_a_tree_that_does_not_come_is_no_answer(hub: HubServer) -> None:

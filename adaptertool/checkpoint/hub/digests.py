@@ -4,11 +4,11 @@ A SHA-256, of a file in large file storage, is told by its length. A hash of 40 
 the ETag that comes with the file, and by the `oid` of its entry in the tree. On the Hub both are git's, the SHA-1 of "blob",
 the length and the content. Other servers name what they have: Artifactory's ETag is the plain SHA-1 of the content, and
 that of another one may be a hash of something else. So a content that has none of these hashes is damaged only where
-hashes of that source, ETags or tree, were seen to be of contents.
+ETag and tree name the same one, as they do on the Hub, or where hashes of that source were seen to be of contents.
 
-The tree can show that by itself: the `oid` of a file in large file storage is git's hash of the git-LFS pointer, the text of
-which follows from the SHA-256 and the size that the entry names as well. ("There is exactly one valid encoding for a pointer
-file", docs/spec.md of git-lfs says. Six entries of the Hub's trees that are quoted in public repositories, of
+The tree can show that without any ETag: the `oid` of a file in large file storage is git's hash of the git-LFS pointer, the
+text of which follows from the SHA-256 and the size that the entry names as well. ("There is exactly one valid encoding for a
+pointer file", docs/spec.md of git-lfs says. Six entries of the Hub's trees that are quoted in public repositories, of
 ggerganov/whisper.cpp, nvidia/OpenMathInstruct-2 and dulimov's Qwen3-1.7B for rk3588, have that very hash, all of them.)
 """
 
@@ -94,11 +94,6 @@ class Digests:
         self._trees_name_contents = False
         self._etags_name_contents = False
 
-    @property
-    def shown(self) -> bool:
-        """Whether hashes of one kind were seen to be of contents."""
-        return self._trees_name_contents or self._etags_name_contents
-
     def take_tree(self, files: Mapping[str, HubFile]) -> None:
         """Learn what the tree names.
 
@@ -142,7 +137,8 @@ class Digests:
             servers with hashes of their own could not be used otherwise.
         """
         listed = self._listed.get(path)
-        if listed is not None and (self._trees_name_contents or SHA256.fullmatch(listed)):
+        certain = self._trees_name_contents or listed == reading.etag
+        if listed is not None and (certain or SHA256.fullmatch(listed)):
             return listed in reading.hashes
         if {listed, reading.etag} & reading.hashes:
             return True

@@ -63,7 +63,6 @@ class HubBytes:
         self._client = folder.client
         self._path = folder.path_in_repo(name)
         self._subject = folder.subject(self._path)
-        self._name_here = name
         self._name = f"{folder.location}/{name}"
         self._heads = Heads(self._client, self._subject)
         self._direct: str | None = None
@@ -221,7 +220,7 @@ class HubBytes:
                 if data != first:
                     raise two_readings(self._name)
                 # The same damage, or hashes of something else than contents.
-                self._folder.look_at_hashes(self._name_here)
+                self._folder.look_at_hashes(self._path, reading)
         digests.take(self._path, reading)
         return data
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adaptertool.checkpoint.bytes import Bytes, LocalBytes
+    from adaptertool.checkpoint.hub.digests import Reading
 
 TEXT = (".json", ".md", ".txt", ".gitattributes")
 """How names of files end that are small, as a rule."""
@@ -240,11 +241,12 @@ class HubFolder:
             )
         return known[name]
 
-    def look_at_hashes(self, but: str) -> None:
+    def look_at_hashes(self, path: str, reading: Reading) -> None:
         """Look, once, at what shows whether the server's hashes are of contents: the tree, or another small file.
 
         Args:
-            but: The name of the file over which the question came up.
+            path: From the root of the repo, the file over which the question came up.
+            reading: What arrived of it.
 
         Raises:
             CorruptError: what is learnt contradicts what was read before.
@@ -253,22 +255,23 @@ class HubFolder:
         if self.digests.asked:
             return
         self.digests.asked = True
-        self._look_at_hashes(but)
-        if self.subfolder and not self.digests.shown:
+        self._look_at_hashes(path, reading)
+        if self.subfolder and self.digests.bears_out(path, reading) is None:
             root = HubFolder(self.repo_id, revision=self.revision, token=self.client.token)
             root.client, root.digests, root._opened = self.client, self.digests, self._opened
-            root._look_at_hashes(None)
+            root._look_at_hashes(path, reading)
 
-    def _look_at_hashes(self, but: str | None) -> None:
+    def _look_at_hashes(self, path: str, reading: Reading) -> None:
         with suppress(NotFoundError, BadRequestError, UnauthorizedError, GatedError):
             entries = self._entries()
-            if self.digests.shown:
+            if self.digests.bears_out(path, reading) is not None:
                 return
             # A server that has no tree names its files, at best.
             small = [
                 (0 if entry is None else entry.size, name)
                 for name, entry in entries.items()
-                if name != but and (name.endswith(TEXT) if entry is None else entry.blob_id and 0 < entry.size <= SMALL)
+                if self.path_in_repo(name) != path
+                and (name.endswith(TEXT) if entry is None else entry.blob_id and 0 < entry.size <= SMALL)
             ]
             if small:
                 other = self._remote(min(small)[1], None)
