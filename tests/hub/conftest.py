@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adaptertool.checkpoint.hub import patience
-from tests.hub.server import HubServer, Sparse
+from tests.hub.large import large_adapter
+from tests.hub.server import HubServer, Repeated, Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +103,25 @@ def randlora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("randlora")
     get_peft_model(base, config).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapter() -> dict[str, bytes]:
+    """A megabyte of real RandLoRA: seven copies of a basis of 131 kB."""
+    files, _ = large_adapter(3, 128, 256, 8)
+    return {name: b"".join(file.parts) if isinstance(file, Repeated) else file for name, file in files.items()}
+
+
+@pytest.fixture(scope="session")
+def slimmed(adapter: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The same, stripped."""
+    import adaptertool
+
+    source, output = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("slim") / "slim"
+    for name, data in adapter.items():
+        (source / name).write_bytes(data)
+    assert adaptertool.slim(source, output=output).action == "stripped"
+    return files_of(output)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ from huggingface_hub import snapshot_download
 from peft import get_peft_model
 
 import adaptertool
+from tests.checkpoints import change_config
 from tests.hub.conftest import files_of
-from tests.methods.rewriting import configure
 from tests.methods.written import base, configured, shake
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def save_adapters(folder: Path, peft_type: str) -> tuple[Path, Path]:
             shake(model)
         model.save_pretrained(str(folder))
     for name in ("first", "second"):
-        configure(folder / name, base_model_name_or_path="org/base")
+        change_config(folder / name, base_model_name_or_path="org/base")
     return folder / "first", folder / "second"
 
 

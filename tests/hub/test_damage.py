@@ -13,8 +13,7 @@ from adaptertool.checkpoint.hub import ahead, file
 from adaptertool.cli import main
 from tests.hub import server
 from tests.hub.conftest import files_of
-from tests.hub.large import WEIGHTS, large_adapter
-from tests.hub.server import Repeated
+from tests.hub.large import WEIGHTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,25 +41,6 @@ COMMANDS = {
 def little_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first request does not bring the whole file."""
     monkeypatch.setattr(file, "PREFETCH", 4 << 10)
-
-
-@pytest.fixture(scope="module")
-def adapter() -> dict[str, bytes]:
-    """A megabyte of real RandLoRA: seven copies of a basis of 131 kB."""
-    files, _ = large_adapter(3, 128, 256, 8)
-    return {name: b"".join(file.parts) if isinstance(file, Repeated) else file for name, file in files.items()}
-
-
-@pytest.fixture(scope="module")
-def slimmed(adapter: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The same, stripped."""
-    import adaptertool
-
-    source, output = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("slim") / "slim"
-    for name, data in adapter.items():
-        (source / name).write_bytes(data)
-    assert adaptertool.slim(source, output=output).action == "stripped"
-    return files_of(output)
 
 
 def places(weights: bytes) -> dict[str, tuple[int, int]]:

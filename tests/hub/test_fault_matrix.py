@@ -21,8 +21,8 @@ import pytest
 from adaptertool.checkpoint.hub import patience, push
 from adaptertool.cli import main
 from tests.hub.conftest import files_of
-from tests.hub.large import WEIGHTS, large_adapter
-from tests.hub.server import Plain, Repeated
+from tests.hub.large import WEIGHTS
+from tests.hub.server import Plain
 from tests.hub.test_faults import FAULTS
 
 if TYPE_CHECKING:
@@ -75,25 +75,6 @@ COMMANDS: dict[str, list[str]] = {
     "restore -o": ["restore", "org/slim", "-o", "OUT"],
     "check-merge": ["check-merge", "org/beft", "--base", "org/base"],
 }
-
-
-@pytest.fixture(scope="module")
-def adapter() -> dict[str, bytes]:
-    """A megabyte of real RandLoRA: six copies of a basis of 131 kB."""
-    files, _ = large_adapter(3, 128, 256, 8)
-    return {name: b"".join(file.parts) if isinstance(file, Repeated) else file for name, file in files.items()}
-
-
-@pytest.fixture(scope="module")
-def slimmed(adapter: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The same, stripped."""
-    import adaptertool
-
-    source, output = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("slim") / "slim"
-    for name, data in adapter.items():
-        (source / name).write_bytes(data)
-    assert adaptertool.slim(source, output=output).action == "stripped"
-    return files_of(output)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 if TYPE_CHECKING:
     from pathlib import Path
 
-_SMALL = {
+SMALL = {
     "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -27,6 +27,20 @@ _SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+QWEN3_MOE: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "moe_intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+"""A Qwen3-MoE of one layer with four experts."""
+
 _VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -58,7 +72,7 @@ class Recipe:
 
 def _qwen3_5_text() -> dict[str, Any]:
     return {
-        **_SMALL,
+        **SMALL,
         "num_hidden_layers": 4,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 2,
@@ -68,10 +82,10 @@ def _qwen3_5_text() -> dict[str, Any]:
 
 
 RECIPES: dict[str, Recipe] = {
-    "llama": Recipe("LlamaConfig", "LlamaForCausalLM", _SMALL, ["v_proj"]),
-    "llama-attention-bias": Recipe("LlamaConfig", "LlamaForCausalLM", {**_SMALL, "attention_bias": True}, ["v_proj"]),
-    "qwen2": Recipe("Qwen2Config", "Qwen2ForCausalLM", _SMALL, ["v_proj"]),
-    "qwen2-output": Recipe("Qwen2Config", "Qwen2ForCausalLM", _SMALL, ["v_proj", "o_proj"]),
+    "llama": Recipe("LlamaConfig", "LlamaForCausalLM", SMALL, ["v_proj"]),
+    "llama-attention-bias": Recipe("LlamaConfig", "LlamaForCausalLM", {**SMALL, "attention_bias": True}, ["v_proj"]),
+    "qwen2": Recipe("Qwen2Config", "Qwen2ForCausalLM", SMALL, ["v_proj"]),
+    "qwen2-output": Recipe("Qwen2Config", "Qwen2ForCausalLM", SMALL, ["v_proj", "o_proj"]),
     "qwen3.5": Recipe("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", _qwen3_5_text(), ["v_proj"]),
     "qwen3.5-attention-bias": Recipe(
         "Qwen3_5TextConfig", "Qwen3_5ForCausalLM", {**_qwen3_5_text(), "attention_bias": True}, ["v_proj"]
@@ -85,10 +99,10 @@ RECIPES: dict[str, Recipe] = {
     "opt": Recipe(
         "OPTConfig",
         "OPTForCausalLM",
-        {**_SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16},
+        {**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16},
         ["v_proj"],
     ),
-    "bert": Recipe("BertConfig", "BertForSequenceClassification", _SMALL, ["value"], "SEQ_CLS"),
+    "bert": Recipe("BertConfig", "BertForSequenceClassification", SMALL, ["value"], "SEQ_CLS"),
     "t5": Recipe(
         "T5Config",
         "T5ForConditionalGeneration",
@@ -96,14 +110,14 @@ RECIPES: dict[str, Recipe] = {
         ["v"],
         "SEQ_2_SEQ_LM",
     ),
-    "gemma3": Recipe("Gemma3TextConfig", "Gemma3ForCausalLM", _SMALL, ["v_proj"]),
-    "mistral": Recipe("MistralConfig", "MistralForCausalLM", _SMALL, ["v_proj"]),
+    "gemma3": Recipe("Gemma3TextConfig", "Gemma3ForCausalLM", SMALL, ["v_proj"]),
+    "mistral": Recipe("MistralConfig", "MistralForCausalLM", SMALL, ["v_proj"]),
     "llava": Recipe(
         "LlavaConfig",
         "LlavaForConditionalGeneration",
         {
             "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16, **_VISION},
-            "text_config": {"model_type": "llama", **_SMALL},
+            "text_config": {"model_type": "llama", **SMALL},
             "image_token_index": 60,
         },
         ["v_proj"],
@@ -113,7 +127,7 @@ RECIPES: dict[str, Recipe] = {
         "LlavaForConditionalGeneration",
         {
             "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16, **_VISION},
-            "text_config": {"model_type": "qwen2", **_SMALL},
+            "text_config": {"model_type": "qwen2", **SMALL},
             "image_token_index": 60,
         },
         ["v_proj"],
@@ -123,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
         "Gemma3ForConditionalGeneration",
         {
             "vision_config": {"model_type": "siglip_vision_model", **_VISION},
-            "text_config": {"model_type": "gemma3_text", **_SMALL},
+            "text_config": {"model_type": "gemma3_text", **SMALL},
             "mm_tokens_per_image": 4,
         },
         ["v_proj"],
@@ -133,7 +147,7 @@ RECIPES: dict[str, Recipe] = {
         "Qwen2VLForConditionalGeneration",
         {
             "vision_config": _QWEN_VISION,
-            "text_config": {**_SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+            "text_config": {**SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
         },
         ["v_proj"],
     ),
@@ -142,7 +156,7 @@ RECIPES: dict[str, Recipe] = {
         "Qwen2VLForConditionalGeneration",
         {
             "vision_config": _QWEN_VISION,
-            "text_config": {**_SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+            "text_config": {**SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
         },
         ["qkv", "v_proj"],
     ),
@@ -152,9 +166,9 @@ RECIPES: dict[str, Recipe] = {
         {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
         ["c_attn", "c_proj"],
     ),
-    "roberta": Recipe("RobertaConfig", "RobertaForSequenceClassification", _SMALL, ["value"], "SEQ_CLS"),
-    "phi": Recipe("PhiConfig", "PhiForCausalLM", _SMALL, ["v_proj"]),
-    "mixtral": Recipe("MixtralConfig", "MixtralForCausalLM", {**_SMALL, "num_local_experts": 2}, ["v_proj"]),
+    "roberta": Recipe("RobertaConfig", "RobertaForSequenceClassification", SMALL, ["value"], "SEQ_CLS"),
+    "phi": Recipe("PhiConfig", "PhiForCausalLM", SMALL, ["v_proj"]),
+    "mixtral": Recipe("MixtralConfig", "MixtralForCausalLM", {**SMALL, "num_local_experts": 2}, ["v_proj"]),
 }
 """By name: the base models on which a merge was tried."""
 
@@ -175,7 +189,7 @@ _ENCODER_DECODER = {
 }
 _N_NAMED = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 _FALCON = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-_MODERNBERT = {**_SMALL, "cls_token_id": 1, "sep_token_id": 2}
+_MODERNBERT = {**SMALL, "cls_token_id": 1, "sep_token_id": 2}
 _MLA = {
     "q_lora_rank": 8,
     "kv_lora_rank": 8,
@@ -190,7 +204,7 @@ _MLA = {
     "first_k_dense_replace": 1,
 }
 _WAV2VEC2 = {
-    **_SMALL,
+    **SMALL,
     "conv_dim": [8, 8],
     "conv_kernel": [3, 3],
     "conv_stride": [2, 2],
@@ -200,14 +214,14 @@ _WAV2VEC2 = {
 }
 
 RECIPES |= {
-    "qwen3": Recipe("Qwen3Config", "Qwen3ForCausalLM", _SMALL, ["v_proj"]),
+    "qwen3": Recipe("Qwen3Config", "Qwen3ForCausalLM", SMALL, ["v_proj"]),
     "qwen3-attention-bias": Recipe(
-        "Qwen3Config", "Qwen3ForCausalLM", {**_SMALL, "attention_bias": True}, ["v_proj", "down_proj"]
+        "Qwen3Config", "Qwen3ForCausalLM", {**SMALL, "attention_bias": True}, ["v_proj", "down_proj"]
     ),
     "qwen2-moe": Recipe(
         "Qwen2MoeConfig",
         "Qwen2MoeForCausalLM",
-        {**_SMALL, "num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+        {**SMALL, "num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
         ["v_proj", "o_proj"],
     ),
     "bloom": Recipe(
@@ -218,9 +232,9 @@ RECIPES |= {
     ),
     "falcon": Recipe("FalconConfig", "FalconForCausalLM", _FALCON, ["query_key_value"]),
     "falcon-bias": Recipe("FalconConfig", "FalconForCausalLM", {**_FALCON, "bias": True}, ["query_key_value", "dense"]),
-    "gpt-neox": Recipe("GPTNeoXConfig", "GPTNeoXForCausalLM", _SMALL, ["query_key_value", "dense_4h_to_h"]),
+    "gpt-neox": Recipe("GPTNeoXConfig", "GPTNeoXForCausalLM", SMALL, ["query_key_value", "dense_4h_to_h"]),
     "gpt-neox-no-bias": Recipe(
-        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**_SMALL, "attention_bias": False}, ["query_key_value"]
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**SMALL, "attention_bias": False}, ["query_key_value"]
     ),
     "modernbert": Recipe("ModernBertConfig", "ModernBertForSequenceClassification", _MODERNBERT, ["Wqkv"], "TOKEN_CLS"),
     "modernbert-bias": Recipe(
@@ -253,7 +267,7 @@ RECIPES |= {
         "CLIPModel",
         {
             "vision_config": {**_VISION, "projection_dim": 16},
-            "text_config": {**_SMALL, "projection_dim": 16},
+            "text_config": {**SMALL, "projection_dim": 16},
             "projection_dim": 16,
         },
         ["v_proj"],
@@ -267,7 +281,7 @@ RECIPES |= {
         "FEATURE_EXTRACTION",
     ),
     "siglip": Recipe("SiglipVisionConfig", "SiglipVisionModel", _VISION, ["v_proj"], "FEATURE_EXTRACTION"),
-    "deberta-v2": Recipe("DebertaV2Config", "DebertaV2ForMaskedLM", _SMALL, ["value_proj"], "FEATURE_EXTRACTION"),
+    "deberta-v2": Recipe("DebertaV2Config", "DebertaV2ForMaskedLM", SMALL, ["value_proj"], "FEATURE_EXTRACTION"),
     "distilbert": Recipe(
         "DistilBertConfig",
         "DistilBertForMaskedLM",
@@ -276,9 +290,9 @@ RECIPES |= {
         "FEATURE_EXTRACTION",
     ),
     "albert": Recipe(
-        "AlbertConfig", "AlbertForMaskedLM", {**_SMALL, "embedding_size": 8}, ["value"], "FEATURE_EXTRACTION"
+        "AlbertConfig", "AlbertForMaskedLM", {**SMALL, "embedding_size": 8}, ["value"], "FEATURE_EXTRACTION"
     ),
-    "phi3": Recipe("Phi3Config", "Phi3ForCausalLM", _SMALL, ["qkv_proj"]),
+    "phi3": Recipe("Phi3Config", "Phi3ForCausalLM", SMALL, ["qkv_proj"]),
     "gptj": Recipe("GPTJConfig", "GPTJForCausalLM", {**_N_NAMED, "rotary_dim": 4}, ["v_proj", "fc_in"]),
     "gpt-neo": Recipe(
         "GPTNeoConfig",
@@ -294,22 +308,22 @@ RECIPES |= {
         ["v_proj", "out_proj"],
     ),
     "gpt-bigcode": Recipe("GPTBigCodeConfig", "GPTBigCodeForCausalLM", _N_NAMED, ["c_attn"]),
-    "starcoder2": Recipe("Starcoder2Config", "Starcoder2ForCausalLM", _SMALL, ["v_proj"]),
-    "stablelm": Recipe("StableLmConfig", "StableLmForCausalLM", {**_SMALL, "use_qkv_bias": True}, ["v_proj", "o_proj"]),
-    "glm4": Recipe("Glm4Config", "Glm4ForCausalLM", _SMALL, ["v_proj"]),
+    "starcoder2": Recipe("Starcoder2Config", "Starcoder2ForCausalLM", SMALL, ["v_proj"]),
+    "stablelm": Recipe("StableLmConfig", "StableLmForCausalLM", {**SMALL, "use_qkv_bias": True}, ["v_proj", "o_proj"]),
+    "glm4": Recipe("Glm4Config", "Glm4ForCausalLM", SMALL, ["v_proj"]),
     "gpt-oss": Recipe(
-        "GptOssConfig", "GptOssForCausalLM", {**_SMALL, "num_local_experts": 2, "num_experts_per_tok": 1}, ["v_proj"]
+        "GptOssConfig", "GptOssForCausalLM", {**SMALL, "num_local_experts": 2, "num_experts_per_tok": 1}, ["v_proj"]
     ),
     "deepseek-v3": Recipe(
         "DeepseekV3Config",
         "DeepseekV3ForCausalLM",
-        {**_SMALL, **_MLA, "attention_bias": True},
+        {**SMALL, **_MLA, "attention_bias": True},
         ["o_proj", "q_a_proj", "q_b_proj"],
     ),
     "llama4": Recipe(
         "Llama4TextConfig",
         "Llama4ForCausalLM",
-        {**_SMALL, "num_local_experts": 2, "intermediate_size_mlp": 16, "attention_bias": True},
+        {**SMALL, "num_local_experts": 2, "intermediate_size_mlp": 16, "attention_bias": True},
         ["v_proj"],
     ),
     "wav2vec2": Recipe("Wav2Vec2Config", "Wav2Vec2ForCTC", _WAV2VEC2, ["v_proj"], "FEATURE_EXTRACTION"),
@@ -318,7 +332,7 @@ RECIPES |= {
         "Idefics3ForConditionalGeneration",
         {
             "vision_config": _VISION,
-            "text_config": {"model_type": "llama", **_SMALL, "attention_bias": True},
+            "text_config": {"model_type": "llama", **SMALL, "attention_bias": True},
             "image_token_id": 60,
         },
         ["v_proj"],
@@ -328,14 +342,14 @@ RECIPES |= {
         "InternVLForConditionalGeneration",
         {
             "vision_config": {**_VISION, "image_size": [28, 28], "patch_size": [14, 14]},
-            "text_config": {"model_type": "qwen2", **_SMALL},
+            "text_config": {"model_type": "qwen2", **SMALL},
             "image_token_id": 60,
         },
         ["v_proj"],
     ),
-    "mllama": Recipe("MllamaTextConfig", "MllamaForCausalLM", {**_SMALL, "cross_attention_layers": [1]}, ["v_proj"]),
-    "granite": Recipe("GraniteConfig", "GraniteForCausalLM", {**_SMALL, "attention_bias": True}, ["v_proj"]),
-    "nemotron": Recipe("NemotronConfig", "NemotronForCausalLM", _SMALL, ["v_proj"]),
+    "mllama": Recipe("MllamaTextConfig", "MllamaForCausalLM", {**SMALL, "cross_attention_layers": [1]}, ["v_proj"]),
+    "granite": Recipe("GraniteConfig", "GraniteForCausalLM", {**SMALL, "attention_bias": True}, ["v_proj"]),
+    "nemotron": Recipe("NemotronConfig", "NemotronForCausalLM", SMALL, ["v_proj"]),
 }
 
 

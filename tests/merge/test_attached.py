@@ -19,7 +19,7 @@ from adaptertool.checkpoint.config import AdapterConfig
 from adaptertool.errors import CorruptError
 from adaptertool.merge.adapter.targets import Targets
 from adaptertool.operations.check_merge import MergeReport, check_merge
-from tests.merge.models import RECIPES, load_failure, merge_by_peft, save_adapter, whole_merge_fails
+from tests.merge.models import QWEN3_MOE, RECIPES, load_failure, merge_by_peft, save_adapter, whole_merge_fails
 from tests.tools.generate_default_targets import TABLE, default_targets
 
 if TYPE_CHECKING:
@@ -333,19 +333,7 @@ def test_experts_by_the_names_of_their_parameters(parameters: list[str], tmp_pat
     """PEFT saves bare names where `target_modules` named what transformers 5 has fused: `w1` of Mixtral, for instance."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    sizes: dict[str, Any] = {
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "moe_intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-    }
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).save_pretrained(tmp_path / "base")
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**QWEN3_MOE)).save_pretrained(tmp_path / "base")
     config = LoraConfig(
         target_modules=["q_proj"], target_parameters=parameters, r=2, init_lora_weights=False, task_type="CAUSAL_LM"
     )

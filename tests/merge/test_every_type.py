@@ -31,26 +31,11 @@ from tests.methods.written import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    Bases = Callable[[str, bool | None], Path]
+    from tests.merge.conftest import Bases
 
 VERDICTS = {"raises": "not-mergeable", "right": "mergeable", "wrong": "lossy"}
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    """The folder of a family's base; do not change what is in it."""
-    made: dict[tuple[str, bool | None], Path] = {}
-
-    def make(family: str, tied: bool | None) -> Path:
-        if (family, tied) not in made:
-            made[family, tied] = tmp_path_factory.mktemp("base")
-            base(family, tied=tied).save_pretrained(made[family, tied])
-        return made[family, tied]
-
-    return make
 
 
 def outcome(written: Written) -> str:
@@ -76,7 +61,7 @@ def outcome(written: Written) -> str:
 
 def agree(written: Written, bases: Bases) -> adaptertool.MergeReport:
     """The verdict is what PEFT does."""
-    report = adaptertool.check_merge(written.folder, bases(written.family, written.tied))
+    report = adaptertool.check_merge(written.folder, bases(written.family, tied=written.tied))
     did = outcome(written)
     assert report.verdict == VERDICTS[did], (did, report.verdict, report.note, report.findings, report.layers)
     codes = {one.code for one in report.findings if one.severity == "error"}
@@ -227,7 +212,7 @@ def test_saved_modules(module: str, peft_type: str, bases: Bases, tmp_path: Path
     if (peft_type, module) == ("DELORA", "norm"):
         with pytest.raises(KeyError, match="delora_w_norm"):
             written.loaded(tmp_path)
-        assert adaptertool.check_merge(tmp_path, bases("llama", None)).verdict == "not-mergeable"
+        assert adaptertool.check_merge(tmp_path, bases("llama")).verdict == "not-mergeable"
     else:
         agree(written, bases)
 
@@ -235,7 +220,7 @@ def test_saved_modules(module: str, peft_type: str, bases: Bases, tmp_path: Path
 def test_a_saved_module_that_the_file_holds_nothing_of(bases: Bases, tmp_path: Path) -> None:
     """An activation has no parameters; whether the model has one of that name only the model itself can tell."""
     write(tmp_path, "LOHA", modules_to_save=["act_fn"])
-    report = adaptertool.check_merge(tmp_path, bases("llama", None), ask_model=False)
+    report = adaptertool.check_merge(tmp_path, bases("llama"), ask_model=False)
     assert (report.verdict, report.layers[-1].module) == ("unknown", "act_fn")
 
 
@@ -265,7 +250,7 @@ def test_what_is_not_finite(peft_type: str, value: float, bases: Bases, tmp_path
     name = max(trained, key=lambda one: ("layers.1" in one, one))
     state[name].view(-1)[0] = value
     save_file(state, path, metadata={"format": "pt"})
-    report = adaptertool.check_merge(tmp_path, bases(written.family, None))
+    report = adaptertool.check_merge(tmp_path, bases(written.family))
     assert report.verdict == "not-mergeable"
     assert {one.code for one in report.findings if one.severity == "error"} - {"ADP201"} == {"ADP204"}
     model = written.loaded(tmp_path)
@@ -283,7 +268,7 @@ def test_arrow(bases: Bases, tmp_path: Path) -> None:
         experts = [str(write(tmp_path / name, "LORA", target_modules=["q_proj"]).folder) for name in ("one", "two")]
         model = create_arrow_model(base("llama"), experts, ArrowConfig(top_k=1))
         model.save_pretrained(str(tmp_path), selected_adapters=["arrow_router"])
-    report = adaptertool.check_merge(tmp_path / "arrow_router", bases("llama", None))
+    report = adaptertool.check_merge(tmp_path / "arrow_router", bases("llama"))
     assert [one.code for one in report.findings] == ["ADP206"]
     with pytest.raises(RuntimeError, match="Cannot merge an active Arrow router"):
         model.merge_and_unload(safe_merge=True)
@@ -293,7 +278,7 @@ def test_arrow(bases: Bases, tmp_path: Path) -> None:
 def test_xlora(names: tuple[str, ...], bases: Bases, tmp_path: Path) -> None:
     """The experts are merged without their weights; not at all where they have names that are no numbers."""
     model = write_xlora(tmp_path, names)
-    report = adaptertool.check_merge(tmp_path, bases("llama", None))
+    report = adaptertool.check_merge(tmp_path, bases("llama"))
     assert report.verdict == "lossy"
     assert [one.code for one in report.findings] == ["ADP209"]
     if names == ("0", "1"):

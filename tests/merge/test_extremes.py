@@ -13,27 +13,12 @@ import adaptertool
 from tests.methods.written import UNTARGETED, Written, base, peft_types, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    Bases = Callable[[str, torch.dtype], Path]
+    from tests.merge.conftest import Bases
 
 TYPES = [one for one in peft_types() if one not in UNTARGETED and one not in ("LILY", "POLY")]
 VALUES = {torch.float32: (0.0, 3e38), torch.float16: (300.0, 1e10)}
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
-    """The folder of a family's base in a dtype; do not change what is in it."""
-    made: dict[tuple[str, torch.dtype], Path] = {}
-
-    def make(family: str, dtype: torch.dtype) -> Path:
-        if (family, dtype) not in made:
-            made[family, dtype] = tmp_path_factory.mktemp("base")
-            base(family, dtype).save_pretrained(made[family, dtype])
-        return made[family, dtype]
-
-    return make
 
 
 def works(written: Written) -> bool:

@@ -13,28 +13,15 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 
 import adaptertool
-from tests.methods.written import ARGUMENTS, UNTARGETED, Written, base, logits, peft_types, write
+from tests.methods.written import ARGUMENTS, UNTARGETED, Written, logits, peft_types, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.merge.conftest import Bases
 
 TYPES = [one for one in peft_types() if one not in UNTARGETED and one not in ("LILY", "POLY")]
 ERRORS = (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's base; do not change what is in it."""
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp("base")
-            base(family).save_pretrained(made[family])
-        return made[family]
-
-    return make
 
 
 def merged(written: Written) -> dict[str, torch.Tensor] | None:
@@ -58,7 +45,7 @@ def kinds(state: dict[str, torch.Tensor]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("peft_type", TYPES)
-def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Bases, tmp_path: Path) -> None:
     family = "opt" if peft_type == "BEFT" else "llama"
     rank = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)].__dataclass_fields__.get("r")
     chosen: dict[str, Any] = {}
@@ -72,9 +59,7 @@ def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Callabl
 
 
 @pytest.mark.parametrize(("written_for", "loaded_for"), [(64, 64), (64, 16), (16, 64), (64, 15), (12, 64), (12, 12)])
-def test_deft_of_a_rank_beyond_the_layer(
-    written_for: int, loaded_for: int, bases: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_deft_of_a_rank_beyond_the_layer(written_for: int, loaded_for: int, bases: Bases, tmp_path: Path) -> None:
     """PEFT makes it as wide as the layer has outputs: 16 here, 8 and 24."""
     written = write(tmp_path, "DEFT", r=written_for)
     path = tmp_path / "adapter_config.json"
@@ -83,7 +68,7 @@ def test_deft_of_a_rank_beyond_the_layer(
     assert verdict == ("not-mergeable" if merged(written) is None else "mergeable")
 
 
-def test_names_with_the_adapters_own_in_them(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_names_with_the_adapters_own_in_them(bases: Bases, tmp_path: Path) -> None:
     """As in the state dict of a PeftModel: whether PEFT loads them, the name decides that it gives the adapter."""
     written = write(tmp_path, "LORA")
     path = tmp_path / "adapter_model.safetensors"
@@ -97,7 +82,7 @@ def test_names_with_the_adapters_own_in_them(bases: Callable[[str], Path], tmp_p
 
 
 @pytest.mark.parametrize("peft_type", TYPES)
-def test_a_tensor_that_is_missing(peft_type: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_tensor_that_is_missing(peft_type: str, bases: Bases, tmp_path: Path) -> None:
     family = "opt" if peft_type == "BEFT" else "llama"
     written = write(tmp_path, peft_type, family)
     whole = merged(written)
@@ -118,7 +103,7 @@ def test_a_tensor_that_is_missing(peft_type: str, bases: Callable[[str], Path], 
 
 @pytest.mark.parametrize("more", [1, 2])
 @pytest.mark.parametrize("peft_type", TYPES)
-def test_a_config_of_another_size(peft_type: str, more: int, bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_config_of_another_size(peft_type: str, more: int, bases: Bases, tmp_path: Path) -> None:
     """Every whole number of the config, one or two more than it was."""
     family = "opt" if peft_type == "BEFT" else "llama"
     written = write(tmp_path, peft_type, family)

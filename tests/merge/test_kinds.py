@@ -21,39 +21,21 @@ from transformers import (
 import adaptertool
 from adaptertool.methods import method_of
 from adaptertool.methods.base import Method
+from tests.checkpoints import change_config
+from tests.merge.models import QWEN3_MOE
 from tests.methods.written import ALL_FAMILIES, CANNOT_ATTACH, UNTARGETED, base, peft_types, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.merge.conftest import Bases
 
 TYPES = [one for one in peft_types() if one not in UNTARGETED and one not in ("LILY", "POLY")]
 
 
-def with_fields(folder: Path, **fields: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's base; do not change what is in it."""
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp("base")
-            base(family).save_pretrained(made[family])
-        return made[family]
-
-    return make
-
-
 @pytest.mark.parametrize("more", ["embed_tokens", "norm", "mlp", r".*self_attn", r".*layers\.0\..*_proj"])
 @pytest.mark.parametrize("peft_type", TYPES)
-def test_targets_that_are_no_layers_of_the_method(
-    peft_type: str, more: str, bases: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_targets_that_are_no_layers_of_the_method(peft_type: str, more: str, bases: Bases, tmp_path: Path) -> None:
     family = "opt" if peft_type == "BEFT" else "llama"
     if peft_type == "OSF" and more == r".*self_attn":
         pytest.skip("OSF attaches to it and does nothing")
@@ -61,7 +43,7 @@ def test_targets_that_are_no_layers_of_the_method(
     targets: Any = (
         more if "*" in more else [*json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"], more]
     )
-    with_fields(tmp_path, target_modules=targets)
+    change_config(tmp_path, target_modules=targets)
     try:
         merged = written.loaded(tmp_path).merge_and_unload(safe_merge=True)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
@@ -71,7 +53,7 @@ def test_targets_that_are_no_layers_of_the_method(
 
 
 @pytest.mark.parametrize("peft_type", [one for one in TYPES if one in CANNOT_ATTACH and "gpt2" in CANNOT_ATTACH[one]])
-def test_methods_that_do_not_attach_to_a_conv1d(peft_type: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_methods_that_do_not_attach_to_a_conv1d(peft_type: str, bases: Bases, tmp_path: Path) -> None:
     """A LoRA adapter's layers, under the name of a method that is for nn.Linear only."""
     if set(CANNOT_ATTACH[peft_type]) == set(ALL_FAMILIES) or peft_type == "OSF":
         pytest.skip("attached to nothing here, or to anything without a word")
@@ -84,7 +66,7 @@ def test_methods_that_do_not_attach_to_a_conv1d(peft_type: str, bases: Callable[
         for name, tensor in state.items()
     }
     save_file(moved, tmp_path / "llama" / "adapter_model.safetensors", {"format": "pt"})
-    with_fields(tmp_path / "llama", target_modules=["c_attn"])
+    change_config(tmp_path / "llama", target_modules=["c_attn"])
     with pytest.raises((KeyError, NotImplementedError, TypeError, ValueError)):
         PeftModel.from_pretrained(base("gpt2"), str(tmp_path / "llama"))
     report = adaptertool.check_merge(tmp_path / "llama", bases("gpt2"))
@@ -124,7 +106,7 @@ def test_mambas_kernels_take_weights(peft_type: str, more: str, tmp_path: Path) 
     )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), peft_config)
     model.save_pretrained(str(tmp_path / "adapter"))
-    with_fields(tmp_path / "adapter", target_modules=["in_proj", "x_proj", more])
+    change_config(tmp_path / "adapter", target_modules=["in_proj", "x_proj", more])
     fails = False
     try:
         loaded = PeftModel.from_pretrained(
@@ -148,24 +130,10 @@ def test_a_convolution(tmp_path: Path) -> None:
         str(tmp_path / "adapter")
     )
     assert adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base").verdict == "mergeable"
-    with_fields(tmp_path / "adapter", target_modules=["projection", "q_proj", "layernorm_before"])
+    change_config(tmp_path / "adapter", target_modules=["projection", "q_proj", "layernorm_before"])
     with pytest.raises(ValueError, match="is not supported"):
         PeftModel.from_pretrained(ViTModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     assert adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base").verdict == "not-mergeable"
-
-
-MOE: dict[str, Any] = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "moe_intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
 
 
 @pytest.mark.parametrize(
@@ -207,13 +175,13 @@ MOE: dict[str, Any] = {
 )
 def test_parameters_as_targets(fields: dict[str, Any], tmp_path: Path) -> None:
     """Written for some, loaded with others: as PEFT attaches."""
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**MOE)).save_pretrained(tmp_path / "base")
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**QWEN3_MOE)).save_pretrained(tmp_path / "base")
     config = LoraConfig(
         target_modules=["v_proj"], target_parameters=["experts.gate_up_proj"], r=2, task_type="CAUSAL_LM"
     )
     model = get_peft_model(Qwen3MoeForCausalLM.from_pretrained(tmp_path / "base"), config)
     model.save_pretrained(str(tmp_path / "adapter"))
-    with_fields(tmp_path / "adapter", **{"target_modules": [], **fields})
+    change_config(tmp_path / "adapter", **{"target_modules": [], **fields})
     try:
         loaded = PeftModel.from_pretrained(
             Qwen3MoeForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter", is_trainable=False
@@ -233,7 +201,7 @@ def test_parameters_as_targets(fields: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_an_expert_that_is_not_finite(tmp_path: Path) -> None:
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**MOE)).save_pretrained(tmp_path / "base")
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**QWEN3_MOE)).save_pretrained(tmp_path / "base")
     config = LoraConfig(
         target_modules=[],
         target_parameters=["experts.gate_up_proj", "experts.down_proj"],

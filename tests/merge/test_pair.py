@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 import adaptertool
-from tests.methods.rewriting import changed, configure, tensors
+from tests.checkpoints import change_config
+from tests.methods.rewriting import changed, tensors
 from tests.methods.written import base, configured, shake, write
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def test_another_shape_and_what_is_not_finite(peft_type: str, kind: str, bare: P
     assert_as_peft(changed(folder, tmp_path / "longer", longer), bare, "ADP203")
     broken = changed(folder, tmp_path / "broken", not_finite)
     assert_as_peft(broken, bare, "ADP204")
-    configure(broken, save_projection=False)
+    change_config(broken, save_projection=False)
     assert_as_peft(broken, bare, None)
 
 

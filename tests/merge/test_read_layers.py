@@ -16,6 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import adaptertool
 from adaptertool.merge.base.read_layers import _table, is_read
+from tests.merge.models import SMALL
 from tests.methods.written import ARGUMENTS, shake
 from tests.tools.generate_read_layers import entry_of
 from tests.tools.model_trees import quiet
@@ -23,17 +24,6 @@ from tests.tools.model_trees import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 _LINEAR_ATTENTION = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
@@ -60,7 +50,7 @@ _EXPERTS = {
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
 
 _SPEECH = {
-    **_SMALL,
+    **SMALL,
     "conv_dim": [8, 8],
     "conv_kernel": [3, 3],
     "conv_stride": [2, 2],
@@ -74,15 +64,15 @@ _SPEECH = {
 }
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "jamba": ("AutoModelForCausalLM", {**_SMALL, **_JAMBA}),
+    "jamba": ("AutoModelForCausalLM", {**SMALL, **_JAMBA}),
     "mamba": (
         "AutoModelForCausalLM",
         {"vocab_size": 64, "hidden_size": 16, "state_size": 4, "time_step_rank": 4, "num_hidden_layers": 2},
     ),
-    "qwen3_next": ("AutoModelForCausalLM", {**_SMALL, **_EXPERTS, **_LINEAR_ATTENTION}),
-    "qwen3_5_text": ("AutoModelForCausalLM", {**_SMALL, **_LINEAR_ATTENTION}),
-    "lfm2": ("AutoModelForCausalLM", {**_SMALL, "layer_types": ["conv", "full_attention"]}),
-    "deberta-v2": ("AutoModelForSequenceClassification", {**_SMALL, **_RELATIVE}),
+    "qwen3_next": ("AutoModelForCausalLM", {**SMALL, **_EXPERTS, **_LINEAR_ATTENTION}),
+    "qwen3_5_text": ("AutoModelForCausalLM", {**SMALL, **_LINEAR_ATTENTION}),
+    "lfm2": ("AutoModelForCausalLM", {**SMALL, "layer_types": ["conv", "full_attention"]}),
+    "deberta-v2": ("AutoModelForSequenceClassification", {**SMALL, **_RELATIVE}),
     "wav2vec2": ("AutoModelForAudioXVector", _SPEECH),
 }
 
@@ -188,7 +178,7 @@ def test_trained_lora_stays_zero_there(tmp_path: Path) -> None:
 def test_a_layer_that_is_read_where_tokens_are_generated_one_by_one(tmp_path: Path) -> None:
     """What is computed over a whole sequence stays as it is at the merge."""
     torch.manual_seed(1)
-    fields: dict[str, Any] = {**_SMALL, "num_hidden_layers": 3, "lru_width": 16, "attention_window_size": 16}
+    fields: dict[str, Any] = {**SMALL, "num_hidden_layers": 3, "lru_width": 16, "attention_window_size": 16}
     base = tmp_path / "base"
     model: Any = transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**fields))
     model.save_pretrained(base)

@@ -19,7 +19,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 import adaptertool
-from tests.methods.rewriting import assert_same_bytes, config, tensors
+from tests.checkpoints import read_config
+from tests.methods.rewriting import assert_same_bytes, tensors
 from tests.methods.written import base, configured, logits, shake
 
 METHODS = (
@@ -214,7 +215,7 @@ def _assert_restored(restored: Path, original: Path) -> None:
     else:
         assert all(re.search(r"model\..*randlora_[AB]$", name) for name in set(second) - set(first))
         assert all(torch.equal(first[name], second[name]) for name in first)
-    assert config(restored) == config(original)
+    assert read_config(restored) == read_config(original)
 
 
 def _logits(case: Case, folder: Path, dtype: str, arguments: dict[str, Any]) -> torch.Tensor | RuntimeError:

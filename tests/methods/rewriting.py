@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import adaptertool
+from tests.checkpoints import read_config
 from tests.methods.written import logits
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS)
-
-
-def config(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    return result
-
-
-def configure(folder: Path, **values: object) -> None:
-    (folder / CONFIG).write_text(json.dumps({**config(folder), **values}))
 
 
 def changed(folder: Path, copy: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -93,7 +84,7 @@ def assert_slims_and_restores(written: Written, removed: set[str], work: Path) -
     restored = work / "restored"
     assert adaptertool.restore(slimmed, output=restored).action == "restored"
     assert_same_bytes(restored, written.folder)
-    assert config(restored) == config(written.folder)
+    assert read_config(restored) == read_config(written.folder)
     assert (restored / WEIGHTS).read_bytes() == (written.folder / WEIGHTS).read_bytes()
     adaptertool.slim(restored, output=work / "again")
     for name in (WEIGHTS, CONFIG):

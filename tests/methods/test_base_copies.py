@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.errors import CorruptError
-from tests.methods.rewriting import assert_same_bytes, changed, config, tensors
+from tests.checkpoints import read_config
+from tests.methods.rewriting import assert_same_bytes, changed, tensors
 from tests.methods.written import EMBEDDINGS, base, configured, logits, shake
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def assert_goes_and_comes_back(case: Case, names: set[str], work: Path) -> None:
     assert result.base_copies is not None
     assert set(result.base_copies.same) == names
     assert set(tensors(case.folder)) - set(tensors(slimmed)) == names
-    assert config(slimmed) == config(case.folder)
+    assert read_config(slimmed) == read_config(case.folder)
     case.loads_alike(slimmed)
 
     assert adaptertool.inspect(slimmed).findings == ()

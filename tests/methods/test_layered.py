@@ -23,6 +23,7 @@ from adaptertool.methods.layered import check_order
 from adaptertool.methods.shira import DEFAULT_TORCH_SEED
 from adaptertool.projection.balanced import balanced_indices
 from adaptertool.projection.sampler import WordStream, permutation_head
+from tests.checkpoints import change_config, read_config
 from tests.methods.rewriting import (
     WEIGHTS,
     assert_loads_alike,
@@ -30,8 +31,6 @@ from tests.methods.rewriting import (
     assert_same_bytes,
     assert_slims_and_restores,
     changed,
-    config,
-    configure,
     tensors,
 )
 from tests.methods.written import CANNOT_ATTACH, FAMILIES, base, configured, shake, write
@@ -84,7 +83,7 @@ def test_they_go_and_come_back(peft_type: str, family: str, dtype: torch.dtype, 
     written = write(tmp_path / "adapter", peft_type, family, dtype=dtype)
     assert_slims_and_restores(written, expected(peft_type, written.folder), tmp_path)
     for field, value in FLAGS.get(peft_type, {}).items():
-        assert config(tmp_path / "slim")[field] is value
+        assert read_config(tmp_path / "slim")[field] is value
 
 
 @pytest.mark.parametrize(("peft_type", "arguments"), VARIANTS, ids=str)
@@ -139,7 +138,7 @@ def test_a_flag_that_was_left_true_is_reported(peft_type: str, tmp_path: Path) -
     written = write(tmp_path / "adapter", peft_type)
     adaptertool.slim(written.folder, output=tmp_path / "slim")
     (field,) = FLAGS[peft_type]
-    configure(tmp_path / "slim", **{field: True})
+    change_config(tmp_path / "slim", **{field: True})
     assert_loads_alike(written, tmp_path / "slim")
     (finding,) = adaptertool.inspect(tmp_path / "slim").findings
     assert finding.code == "ADP106"
@@ -196,7 +195,7 @@ def test_a_negative_zero_is_no_zero(tmp_path: Path) -> None:
 )
 def test_a_config_that_draws_others_is_refused(peft_type: str, field: str, value: object, tmp_path: Path) -> None:
     write(tmp_path, peft_type)
-    configure(tmp_path, **{field: value})
+    change_config(tmp_path, **{field: value})
     assert_refused(tmp_path)
 
 
@@ -212,7 +211,7 @@ def test_a_config_that_draws_others_is_refused(peft_type: str, field: str, value
 def test_a_config_that_was_changed_after_stripping_is_an_error(peft_type: str, field: str, tmp_path: Path) -> None:
     write(tmp_path / "adapter", peft_type)
     adaptertool.slim(tmp_path / "adapter", output=tmp_path / "slim")
-    configure(tmp_path / "slim", **{field: 77})
+    change_config(tmp_path / "slim", **{field: 77})
     assert [one.code for one in adaptertool.inspect(tmp_path / "slim").findings] == ["ADP108"]
     assert adaptertool.restore(tmp_path / "slim", output=tmp_path / "restored").action == "restored"
 
@@ -231,7 +230,7 @@ def test_a_mask_of_the_users_own_is_refused_whatever_the_config_says(tmp_path: P
         model = get_peft_model(base("llama"), settings)
         shake(model)
         model.save_pretrained(str(tmp_path))
-    assert config(tmp_path)["mask_type"] == "random"
+    assert read_config(tmp_path)["mask_type"] == "random"
     assert_refused(tmp_path, "mask was chosen in another way")
 
 
@@ -404,7 +403,7 @@ def test_what_peft_never_wrote_is_refused(
 )
 def test_values_that_no_one_means_cost_nothing(peft_type: str, field: str, value: object, tmp_path: Path) -> None:
     write(tmp_path, peft_type)
-    configure(tmp_path, **{field: value})
+    change_config(tmp_path, **{field: value})
     assert adaptertool.slim(tmp_path, dry_run=True).action == "refused"
 
 
@@ -528,7 +527,7 @@ def test_what_peft_0_19_drew_no_later_one_draws() -> None:
 @pytest.mark.parametrize(("version", "codes"), [("0.19.1", ["ADP107"]), ("0.20.0", []), ("0.21.2", [])])
 def test_absent_matrices_of_peft_0_19_are_lost(version: str, codes: list[str], tmp_path: Path) -> None:
     write(tmp_path, "TINYLORA", save_projection=False)
-    configure(tmp_path, peft_version=version)
+    change_config(tmp_path, peft_version=version)
     found = adaptertool.inspect(tmp_path).findings
     assert [one.code for one in found] == codes
     assert all("they are lost" in one.message for one in found)

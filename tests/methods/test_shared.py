@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BartConfig, BartForConditionalGeneration
 
 import adaptertool
-from tests.methods.rewriting import assert_loads_alike, assert_same_bytes, changed, configure, tensors
+from tests.checkpoints import change_config
+from tests.methods.rewriting import assert_loads_alike, assert_same_bytes, changed, tensors
 from tests.methods.written import base, configured, logits, shake, trainable, write
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def test_untied_tokens_are_all_kept(tmp_path: Path) -> None:
 def test_without_targets_in_the_config_nothing_goes(tmp_path: Path) -> None:
     write(tmp_path, "TRAINABLE_TOKENS", "gpt2")
     for targets in (None, "(", [3]):
-        configure(tmp_path, target_modules=targets)
+        change_config(tmp_path, target_modules=targets)
         assert adaptertool.slim(tmp_path, dry_run=True).action == "nothing-to-do"
 
 

@@ -19,13 +19,12 @@ import adaptertool
 from adaptertool.projection.drawn import stored_bits
 from adaptertool.projection.generation import Generation
 from adaptertool.projection.kaiming import KaimingPair
+from tests.checkpoints import change_config, read_config
 from tests.methods.rewriting import (
     WEIGHTS,
     assert_refused,
     assert_slims_and_restores,
     changed,
-    config,
-    configure,
     tensors,
 )
 from tests.methods.written import FAMILIES, base, configured, logits, shake, write
@@ -48,7 +47,7 @@ def pair(peft_type: str) -> set[str]:
 def test_the_pair_goes_and_comes_back(peft_type: str, family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     written = write(tmp_path / "adapter", peft_type, family, dtype=dtype, r=4, projection_prng_key=11)
     result = assert_slims_and_restores(written, pair(peft_type), tmp_path)
-    assert config(tmp_path / "slim")["save_projection"] is False
+    assert read_config(tmp_path / "slim")["save_projection"] is False
     assert result.projections is not None
     recipe = result.projections.recipe
     assert recipe is not None
@@ -139,7 +138,7 @@ def test_other_projections_are_refused(
 
 def test_another_rank_in_the_config_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "VERA")
-    configure(tmp_path, r=3)
+    change_config(tmp_path, r=3)
     assert_refused(tmp_path, "r is 3")
 
 
@@ -164,7 +163,7 @@ def test_without_the_flag_peft_refuses_what_slim_left(tmp_path: Path) -> None:
     """Why the flag has to go with the pair; a file that lacks only the flag is reported."""
     written = write(tmp_path / "adapter", "VERA")
     adaptertool.slim(written.folder, output=tmp_path / "slim")
-    configure(tmp_path / "slim", save_projection=True)
+    change_config(tmp_path / "slim", save_projection=True)
     with pytest.raises(ValueError, match="were not present"):
         written.loaded(tmp_path / "slim")
     (finding,) = adaptertool.inspect(tmp_path / "slim").findings
@@ -174,10 +173,10 @@ def test_without_the_flag_peft_refuses_what_slim_left(tmp_path: Path) -> None:
 
 def test_stored_projections_that_peft_ignores_are_reported(tmp_path: Path) -> None:
     write(tmp_path, "VERA")
-    configure(tmp_path, save_projection=False, projection_prng_key=4)
+    change_config(tmp_path, save_projection=False, projection_prng_key=4)
     assert [one.code for one in adaptertool.inspect(tmp_path).findings] == ["ADP104", "ADP106"]
     assert adaptertool.restore(tmp_path, in_place=True).action == "restored"
-    assert config(tmp_path)["save_projection"] is True
+    assert read_config(tmp_path)["save_projection"] is True
 
 
 def test_a_file_that_torch_2_8_and_peft_0_19_wrote(tmp_path: Path) -> None:
@@ -331,4 +330,4 @@ def strip(folder: Path) -> None:
     state = tensors(folder)
     rest = {name: one for name, one in state.items() if not name.endswith(("_A", "_B"))}
     save_file(rest, folder / WEIGHTS, metadata={"format": "pt"})
-    configure(folder, save_projection=False)
+    change_config(folder, save_projection=False)
