@@ -15,7 +15,8 @@ from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.adapter.settings import settings_of
 from adaptertool.merge.base.code import ModelCode
 from adaptertool.merge.base.files import open_base
-from adaptertool.merge.base.names import Names, is_quantized, modules_of
+from adaptertool.merge.base.layers import BaseLayers
+from adaptertool.merge.base.shared_tensors import SharedTensors
 from adaptertool.methods import method_of
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
@@ -66,15 +67,14 @@ def layer_shapes(adapter: Adapter, rule: Projections, model: Base) -> list[tuple
         CannotDrawError: a layer can't be told apart in it, or has no plain weight there.
         AdapterToolError: the base can't be read.
     """
-    modules = modules_of(model.files)
-    names = Names(modules)
+    stored = BaseLayers(model, ModelCode(model.config))
+    targets = [module.removeprefix(PEFT_PREFIX) for module in rule.target_modules(adapter.weights.tensors)]
     tensors = []
-    for stored in rule.target_modules(adapter.weights.tensors):
-        module = stored.removeprefix(PEFT_PREFIX)
-        found = names.find(module).module
+    for module in targets:
+        found = stored.stored(module) or _tied_to(module, stored, adapter)
         if found is None:
             raise CannotDrawError(f"{model.folder.location} has no layer that is certain to be {module}")
-        if is_quantized(modules[found]) or "weight" not in modules[found]:
+        if stored.is_quantized(found) or f"{found}.weight" not in model.files:
             raise CannotDrawError(
                 f"{found} of {model.folder.location} is quantised, and its shape can't be told from its header",
                 "Name the unquantised base with --base.",
@@ -87,16 +87,22 @@ def layer_shapes(adapter: Adapter, rule: Projections, model: Base) -> list[tuple
     for name, shape in zip(tensors, shapes, strict=True):
         if len(shape) != 2:
             raise CannotDrawError(f"{name} of {model.folder.location} is no matrix")
-    targets = rule.target_modules(adapter.weights.tensors)
-    code, turned = ModelCode(model.config), adapter.config.flag("fan_in_fan_out", False)
+    turned = adapter.config.flag("fan_in_fan_out", False)
     layers = []
     for module, shape in zip(targets, shapes, strict=True):
-        layer = code.layer(module.removeprefix(PEFT_PREFIX))
+        layer = stored.code.layer(module)
         # Conv1D keeps (in, out). In the config that PEFT saves, fan_in_fan_out is that of the last layer it attached to.
         is_conv1d = layer.kind == "conv1d" if layer is not None and layer.kind in ("linear", "conv1d") else turned
         layers.append((shape[1], shape[0]) if is_conv1d else (shape[0], shape[1]))
-    _check_fit(adapter, dict(zip(targets, layers, strict=True)), model)
+    _check_fit(adapter, dict(zip(rule.target_modules(adapter.weights.tensors), layers, strict=True)), model)
     return layers
+
+
+def _tied_to(module: str, layers: BaseLayers, adapter: Adapter) -> str | None:
+    """The layer in the base's file whose weight a layer has that is not in it, as a head that is tied to the embedding."""
+    ties = SharedTensors(layers, adapter.config.fields).of(module) or ()
+    there = (layers.stored(other) for tie in ties for other in tie.layers if other != module)
+    return next((found for found in there if found is not None), None)
 
 
 def shapes_by_the_base(

@@ -281,11 +281,14 @@ def test_copies_of_a_square_pair_show_that_it_is_the_adapters_own(tmp_path: Path
 
 
 @pytest.mark.parametrize("peft_type", [*TYPES, "RANDLORA"])
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("targets", [["c_attn", "lm_head"], ["c_fc", "mlp.c_proj"], ["lm_head"]], ids=str)
-def test_each_layer_of_gpt2_has_its_own_way_round(targets: list[str], peft_type: str, tmp_path: Path) -> None:
-    """fan_in_fan_out in the config is one value for layers of both kinds."""
-    folder = write(tmp_path / "adapter", peft_type, "gpt2", tied=False, target_modules=targets).folder
-    base("gpt2", tied=False).save_pretrained(tmp_path / "base")
+def test_each_layer_of_gpt2_has_its_own_way_round(
+    targets: list[str], tied: bool, peft_type: str, tmp_path: Path
+) -> None:
+    """fan_in_fan_out in the config is one value for layers of both kinds; a head that is tied is not in the base's file."""
+    folder = write(tmp_path / "adapter", peft_type, "gpt2", tied=tied, target_modules=targets).folder
+    base("gpt2", tied=tied).save_pretrained(tmp_path / "base")
     assert not conditions_on_the_base(adaptertool.slim(folder, dry_run=True, base=str(tmp_path / "base")))
 
 
