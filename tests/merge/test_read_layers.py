@@ -74,6 +74,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("AutoModelForCausalLM", {**SMALL, "layer_types": ["conv", "full_attention"]}),
     "deberta-v2": ("AutoModelForSequenceClassification", {**SMALL, **_RELATIVE}),
     "wav2vec2": ("AutoModelForAudioXVector", _SPEECH),
+    "siglip_vision_model": ("AutoModel", {**_SMALL, "image_size": 16, "patch_size": 8}),
+    "siglip": (
+        "AutoModel",
+        {
+            "text_config": {**_SMALL, "projection_size": 16},
+            "vision_config": {**_SMALL, "image_size": 16, "patch_size": 8},
+        },
+    ),
 }
 
 CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
@@ -88,6 +96,10 @@ CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("lfm2", "LOKR", ["conv.conv"], {"r": 4}),
     ("deberta-v2", "LORA", ["rel_embeddings"], {}),
     ("wav2vec2", "LORA", ["kernel"], {}),
+    ("siglip_vision_model", "LORA", ["fc1", "out_proj"], {}),
+    ("siglip_vision_model", "OFT", ["out_proj"], {}),
+    ("siglip", "LORA", ["q_proj", "v_proj", "out_proj"], {}),
+    ("siglip", "BEFT", ["out_proj"], {}),
 ]
 
 
@@ -115,8 +127,15 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
     inputs = {"input_ids": torch.randint(3, 60, (2, 9), generator=generator)}
     if getattr(model, "main_input_name", "") == "input_values":
         inputs = {"input_values": torch.randn(2, 200, generator=generator)}
+    images = {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind == "siglip_vision_model":
+        inputs = images
+    elif kind == "siglip":
+        inputs |= images
     with torch.no_grad():
-        result: torch.Tensor = model.eval()(**inputs).logits
+        found = model.eval()(**inputs)
+    result: torch.Tensor = next(found[name] for name in ("logits", "logits_per_text", "pooler_output") if name in found)
     return result
 
 
@@ -211,7 +230,10 @@ def test_a_layer_that_is_read_where_tokens_are_generated_one_by_one(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "model_type",
-    ["jamba", "mamba", "lfm2", "deberta-v2", "mobilebert", "qwen3_5_text", "llama", "clip", "detr", "reformer"],
+    [
+        *("jamba", "mamba", "lfm2", "deberta-v2", "mobilebert", "qwen3_5_text", "llama", "clip", "detr", "reformer"),
+        *("siglip", "siglip_vision_model", "siglip2", "aria"),
+    ],
 )
 def test_table(model_type: str) -> None:
     quiet()

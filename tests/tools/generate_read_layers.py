@@ -163,8 +163,10 @@ def read_layers(model: torch.nn.Module, *, quantised: bool = False) -> Iterator[
         if layer.kind == "unknown":
             continue
         parent, _, name = path.rpartition(".")
-        kind: Any = type(model.get_submodule(parent))
-        if name in _read_in(kind, quantised=quantised):
+        holder = model.get_submodule(parent)
+        kind: Any = type(holder)
+        # torch's own takes weight and bias of `out_proj` (`MultiheadAttention.forward` in `torch/nn/modules/activation.py`).
+        if isinstance(holder, torch.nn.MultiheadAttention) or name in _read_in(kind, quantised=quantised):
             yield path
 
 
@@ -199,7 +201,7 @@ def _has_candidates(path: str) -> bool:
         visitor.visit(node)
         if visitor.own.read - visitor.own.other:
             return True
-    return False
+    return "MultiheadAttention(" in Path(path).read_text(encoding="utf-8")
 
 
 def _ends_of(patterns: set[str]) -> list[str]:
