@@ -6,7 +6,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+_LAYER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
+
+_MOST_RANGES = 24
+"""Ranges of layer numbers that one line has; of more, those in the middle are left out."""
 
 
 def size(count: int) -> str:
@@ -40,6 +43,14 @@ def shortened(text: str, length: int = 160) -> str:
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
 
 
+def layer_number(digits: str) -> int:
+    """The number in a module's path; of more digits than any model has, one that is beyond all of them.
+
+    Python refuses to read numbers of some thousand digits.
+    """
+    return int(digits) if len(digits) < 10 else 10**9
+
+
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts names as people count: `layers.2` before `layers.10`."""
     # Numbers are compared as text without leading zeros: a name can hold more digits than `int` takes.
@@ -48,7 +59,10 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def collapsed(names: Iterable[str]) -> list[str]:
-    """Names that differ in their layer number alone, as one with a range: `layers.{0..31}.self_attn.q_proj`."""
+    """Names that differ in their layer number alone, as one with ranges: `layers.{0..31}.self_attn.q_proj`.
+
+    Of layers at equal distances, `{0..30..2}` are every second one; of many ranges, those in the middle are `...`.
+    """
     numbers: dict[str, list[int]] = {}
     for name in names:
         match = _LAYER.search(name)
@@ -57,15 +71,19 @@ def collapsed(names: Iterable[str]) -> list[str]:
     return [pattern.replace("\0", _ranges(found)) for pattern, found in numbers.items()]
 
 
-def _ranges(numbers: list[int]) -> str:
+def _ranges(numbers: Iterable[int]) -> str:
     ordered = sorted(set(numbers))
-    runs: list[list[int]] = []
-    for number in ordered:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
     if len(ordered) == 1:
         return str(ordered[0])
-    parts = [f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    parts: list[str] = []
+    while ordered:
+        step = ordered[1] - ordered[0] if len(ordered) > 1 else 1
+        run = next((at for at, number in enumerate(ordered) if number != ordered[0] + at * step), len(ordered))
+        # Two numbers apart from each other are no rule.
+        run = 1 if step > 1 and run < 3 else run
+        first, last = ordered[0], ordered[run - 1]
+        parts.append(str(first) if run == 1 else f"{first}..{last}" if step == 1 else f"{first}..{last}..{step}")
+        ordered = ordered[run:]
+    if len(parts) > _MOST_RANGES:
+        parts[_MOST_RANGES // 2 : -_MOST_RANGES // 2] = ["..."]
     return "{" + ",".join(parts) + "}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.projection.stored import Stored
+from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +132,7 @@ def check_order(modules: Sequence[str]) -> None:
         for depth in range(same, len(parts)):
             below, part = children.setdefault(".".join(parts[:depth]), {}), parts[depth]
             last = next(reversed(below), "")
-            if part in below or (part.isdecimal() and last.isdecimal() and int(part) < int(last)):
+            if part in below or (part.isdecimal() and last.isdecimal() and layer_number(part) < layer_number(last)):
                 raise CannotDrawError(
                     f"what is stored for {module} is drawn for another layer, by the order of their names"
                 )

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.errors import CorruptError
+from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,7 @@ def base_module(config: Mapping[str, Any], module: str) -> str:
             code="ADP304",
             hint="Restore the config that was saved with these weights.",
         ) from error
-    index = int(number[0])
+    index = layer_number(number[0])
     return f"{module[: number.start()]}{layers[index]}{module[number.end() :]}" if index < len(layers) else module
 
 

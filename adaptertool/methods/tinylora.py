@@ -101,7 +101,7 @@ class TinyLoraProjections(LayerProjections):
 
     def drawn_otherwise(self, config: AdapterConfig) -> str | None:
         """PEFT 0.19 seeded with a hash of the adapter's name, which Python salts anew in every process."""
-        version = re.match(r"0\.(\d+)", str(config.fields.get("peft_version")))
+        version = re.match(r"0\.(\d{1,9})", str(config.fields.get("peft_version")))
         if version is None or int(version[1]) >= _FIRST_SEEDED:
             return None
         return "PEFT 0.19 drew tinylora_P from a seed that it did not save, other ones in every process: they are lost"

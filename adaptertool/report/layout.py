@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, chop_cells
@@ -21,6 +22,10 @@ LEAST_NAME = 24
 
 WHOLE_NAME = 48
 """Columns up to which a name is kept whole at the cost of columns that can be spared."""
+
+
+_BREAK = re.compile(r"[,/]|(?<!\.)\.(?!\.)")
+"""After what a long name is broken."""
 
 
 class Records:
@@ -83,15 +88,19 @@ class Records:
 
 
 def _folded(name: Text, width: int) -> list[Text]:
-    if name.cell_len <= width:
-        return [name]
+    """Lines of a name, broken after a comma or a dot where there is one in the line's second half."""
     pieces, start = [], 0
-    for piece in chop_cells(name.plain, width):
+    while start < len(name.plain):
+        # A character that is wider than the line is a line.
+        piece = chop_cells(name.plain[start : start + width], width)[0] or name.plain[start]
+        if start + len(piece) < len(name.plain):
+            cut = max((found.end() for found in _BREAK.finditer(piece)), default=0)
+            piece = piece[:cut] if cut > len(piece) // 2 else piece
         pieces.append(name[start : start + len(piece)])
         start += len(piece)
-    for piece_ in pieces:
-        piece_.no_wrap, piece_.overflow = True, "ignore"
-    return pieces
+    for line in pieces:
+        line.no_wrap, line.overflow = True, "ignore"
+    return pieces or [name]
 
 
 class Indented:

@@ -89,7 +89,7 @@ def _ranges(layers: Sequence[LayerResult]) -> Records:
                 Text(_kind(code, layer_type)),
                 Text(_bias(has_bias)),
                 Text(_loss(max(losses)) if losses else ""),
-                Text(shortened(line, 200)),
+                Text(shortened(line, 400)),
             )
             for line in collapsed(printable(member.module) for member in members)
         ]

@@ -121,3 +121,17 @@ def test_a_config_of_another_size(peft_type: str, more: int, bases: Bases, tmp_p
             assert verdict != "mergeable", name
         else:
             assert verdict != "not-mergeable", name
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "999999999"], ids=["5000 digits", "9 digits"])
+@pytest.mark.parametrize("stack", ["layers", "others"])
+def test_layer_numbers_that_no_model_has(stack: str, number: str, bases: Bases, tmp_path: Path) -> None:
+    write(tmp_path, "LORA", "llama")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    there = {name.replace("layers.1.", f"{stack}.{number}."): tensor for name, tensor in tensors.items()}
+    assert there.keys() != tensors.keys()
+    save_file(there, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    report = adaptertool.check_merge(tmp_path, bases("llama"))
+    assert report.verdict != "mergeable"
+    assert report.layers
+    assert str(report)

@@ -74,12 +74,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("AutoModelForCausalLM", {**SMALL, "layer_types": ["conv", "full_attention"]}),
     "deberta-v2": ("AutoModelForSequenceClassification", {**SMALL, **_RELATIVE}),
     "wav2vec2": ("AutoModelForAudioXVector", _SPEECH),
-    "siglip_vision_model": ("AutoModel", {**_SMALL, "image_size": 16, "patch_size": 8}),
+    "siglip_vision_model": ("AutoModel", {**SMALL, "image_size": 16, "patch_size": 8}),
     "siglip": (
         "AutoModel",
         {
-            "text_config": {**_SMALL, "projection_size": 16},
-            "vision_config": {**_SMALL, "image_size": 16, "patch_size": 8},
+            "text_config": {**SMALL, "projection_size": 16},
+            "vision_config": {**SMALL, "image_size": 16, "patch_size": 8},
         },
     ),
 }

@@ -82,15 +82,28 @@ def test_names_that_differ_in_the_layer_become_one() -> None:
     assert collapsed(["a", "b"]) == ["a", "b"]
 
 
+def test_layers_at_equal_distances_are_a_range() -> None:
+    assert collapsed(f"h.{layer}.mlp" for layer in range(0, 80, 2)) == ["h.{0..78..2}.mlp"]
+    assert collapsed(f"h.{layer}.mlp" for layer in (0, 1, 2, 3, 7, 11, 12)) == ["h.{0..3,7,11..12}.mlp"]
+
+
 @given(st.lists(st.integers(0, 200), min_size=1))
 def test_ranges_name_every_layer_and_no_other(layers: list[int]) -> None:
     (found,) = collapsed(f"h.{layer}.attn" for layer in layers)
-    inner = found.removeprefix("h.").removesuffix(".attn").strip("{}")
+    assert len(found) < 250
+    parts = found.removeprefix("h.").removesuffix(".attn").strip("{}").split(",")
     named = set()
-    for part in inner.split(","):
-        first, _, last = part.partition("..")
-        named |= set(range(int(first), int(last or first) + 1))
-    assert named == set(layers)
+    for part in parts:
+        if part != "...":
+            first, last, step, *_ = [*part.split(".."), *([part] if ".." not in part else []), "1"]
+            named |= set(range(int(first), int(last) + 1, int(step)))
+    assert {min(layers), max(layers)} <= named <= set(layers)
+    assert named == set(layers) or "..." in parts
+
+
+def test_what_is_no_layer_number_stays() -> None:
+    names = ["h.007.mlp", "h.٣.mlp", f"h.{'9' * 5000}.mlp"]
+    assert collapsed(names) == names
 
 
 def test_numbers_in_names_count() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.merge.base.names import split_path
+from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +68,7 @@ def fused_experts(
     for layer in adapted:
         parts = layer.module.split(".")
         if len(parts) > 2 and parts[-3] == _HOLDER and parts[-2].isdecimal() and parts[-1] in targets.fused:
-            holders.setdefault(".".join(parts[:-2]), {}).setdefault(parts[-1], {})[int(parts[-2])] = layer
+            holders.setdefault(".".join(parts[:-2]), {}).setdefault(parts[-1], {})[layer_number(parts[-2])] = layer
     modules: dict[str, str | None] = {}
     for named in holders.values():
         why = _why_not(config, named, targets, _count(base))

@@ -14,6 +14,7 @@ from adaptertool import patterns
 from adaptertool.errors import CorruptError
 from adaptertool.merge.adapter.settings import table
 from adaptertool.methods.base import ALL_LINEAR
+from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -234,7 +235,7 @@ class Targets:
         for rule in rules or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
             found = patterns.match(rule, module, self._name)
             if found is not None:
-                return int(found["idx"] or 0) in self._indices
+                return layer_number(found["idx"] or "0") in self._indices
         return False
 
     def _matches(self, pattern: str, module: str, *, whole: bool = False) -> bool:

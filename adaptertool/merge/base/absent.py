@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adaptertool.words import layer_number
+
 if TYPE_CHECKING:
     from adaptertool.merge.base.code import ModelCode
     from adaptertool.merge.base.layer import Layer
@@ -31,7 +33,7 @@ class Absent:
 
     def is_beyond(self, module: str) -> bool:
         """Whether the model has fewer layers, by its config, than the number in a module's path, whatever its file holds."""
-        number = next((int(part) for part in module.split(".") if part.isdecimal()), None)
+        number = next((layer_number(part) for part in module.split(".") if part.isdecimal()), None)
         if number is None:
             return False
         stack = module.partition(f".{number}.")[0]
@@ -117,9 +119,13 @@ class Absent:
         if not numbers:
             return False
         head, tail = parts[: numbers[0]], parts[numbers[0] + 1 :]
-        siblings = (".".join([*head, str(number), *tail]) for number in range(int(parts[numbers[0]])))
+        before = min(layer_number(parts[numbers[0]]), _MOST_SIBLINGS)
+        siblings = (".".join([*head, str(number), *tail]) for number in range(before))
         return any(self._stored.under_its_name(sibling) for sibling in siblings)
 
+
+_MOST_SIBLINGS = 1000
+"""Layers of a stack that are looked for; one that has none of these has none."""
 
 _NORM = re.compile(r"norm|(?:^|[._])ln_?\w*$", re.IGNORECASE)
 """Layers that the table leaves out, by what models call them."""
