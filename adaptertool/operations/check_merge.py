@@ -29,6 +29,7 @@ from adaptertool.merge.base.code import ModelCode, load_dtype
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.layers import BaseLayers
 from adaptertool.merge.base.live import build_live_model
+from adaptertool.merge.base.sizes import mismatch_finding, mismatches, mismatches_unknown
 from adaptertool.merge.findings import layer_findings, loading_findings, lost_bias_findings, targeted_containers
 from adaptertool.merge.open_questions import with_open_questions
 from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
@@ -161,12 +162,15 @@ def check_merge(
     placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code))
     entries = open_entries(opened, rule, placement.layers.weighted())
     live: LiveModel | None = None
-    if ask_model and (entries or not placement.settled):
+    base_model.load_headers(placement.tensors)
+    mismatched = mismatches(base_model, code)
+    if ask_model and (entries or mismatched or not placement.settled):
         modules = [layer.module for layer in adapted if layer.module not in placement.attached.experts.modules]
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
         targets.resolve(live.layers, live.bare)
         placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code, live.renamed), live, placement)
+        mismatched = mismatches(base_model, code, live)
     layers, attached, unheld = placement.layers, placement.attached, placement.unheld
     by_parameter = {
         one.module
@@ -194,7 +198,9 @@ def check_merge(
         _describe_base(base_model, code, live, trial),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
-        checked if live is not None else (*checked, *unknown_entries(entries), *lacking_unknown(unheld)),
+        checked
+        if live is not None
+        else (*checked, *unknown_entries(entries), *lacking_unknown(unheld), *mismatches_unknown(mismatched)),
         (
             *layer_findings([one for one, _ in fitted.pairs], results, rule),
             *loading_findings(adapted, attached, fitted, checked, targets, layers, live),
@@ -208,6 +214,7 @@ def check_merge(
             *(one for one in labels if isinstance(one, Finding)),
             *nested(opened),
             *(lacking_findings(unheld) if live is not None else ()),
+            *((mismatch_finding(mismatched),) if live is not None and mismatched else ()),
             *lacking_tokens(opened),
             *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
             *broken_beside(opened, load, most_bytes),

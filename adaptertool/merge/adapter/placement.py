@@ -52,6 +52,12 @@ class Placement:
         """The paths of all layers that the adapter changes."""
         return {adapted.module for adapted, _ in self.pairs}
 
+    @property
+    def tensors(self) -> list[str]:
+        """The tensors of the base's files that are merged into, as far as they are known: a layer's bias, or its weight."""
+        named = (layer.bias or f"{layer.stored}.weight" for _, layer in self.pairs if layer.status == "ok")
+        return [name for name in named if name in self.layers.base.files]
+
 
 def place(
     adapter: Adapter,

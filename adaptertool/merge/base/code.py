@@ -39,6 +39,7 @@ class CodeLayer:
         turned: Whether the flag turns the bias off instead of on.
         part: The dotted path of the sub-config that builds it, with a dot at the end; empty for the model's own.
         parameters: The dimensions of each of its own parameters, by name, where the model was built.
+        shape: The shape of its weight, where the model was built.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class CodeLayer:
     turned: bool = False
     part: str = ""
     parameters: Mapping[str, int] | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,21 +165,21 @@ class ModelCode:
         rules = {self._entry.rules[candidate] for candidate in candidates}
         return self._answer(*rules.pop()) if len(rules) == 1 else None
 
-    def place(self, module: str) -> tuple[ModelCode, str | None]:
-        """The code that makes a layer, which is that of a part where it stands in one, and the layer's pattern there.
+    def place(self, module: str) -> tuple[ModelCode, tuple[str, ...]]:
+        """The code that makes a layer, which is that of a part where it stands in one, and the patterns that it may be there.
 
         Args:
             module: Its path in the live model, or one that differs from that by wrappers.
-
-        Returns:
-            None as the pattern where the table has none, or several that it could be.
         """
         if self._entry is None:
-            return self, None
+            return self, ()
         if (inner := self._other_part(module)) is not None:
             return inner[0].place(inner[1])
         pattern = pattern_of(module)
-        return self, pattern if pattern in self._entry.rules else self._entry.names.find(pattern).module
+        if pattern in self._entry.rules:
+            return self, (pattern,)
+        found = self._entry.names.find(pattern)
+        return self, (found.module,) if found.module else found.candidates
 
     def patterns(self) -> Iterator[str]:
         """The layers of all classes of the model type, as patterns with `#` for layer numbers."""

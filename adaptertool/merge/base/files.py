@@ -89,6 +89,12 @@ class Base:
         with ThreadPoolExecutor(min(THREADS, len(missing))) as pool:
             self._headers.update(zip(missing, pool.map(self._read_header, missing), strict=True))
 
+    def shape_if_read(self, name: str) -> tuple[int, ...] | None:
+        """One tensor's shape; None where the header that tells it was not read, or lacks it."""
+        _, header = self._headers.get(self.files.get(name, ""), (None, None))
+        info = header.tensors.get(name) if header is not None else None
+        return None if info is None else info.shape
+
     def tensor(self, name: str) -> TensorInfo:
         """One tensor's dtype, shape and place, from the header of its file.
 

@@ -201,7 +201,9 @@ def _layer(module: torch.nn.Module) -> CodeLayer | None:
     else:
         return None
     parameters = {name: parameter.ndim for name, parameter in module.named_parameters(recurse=False)}
-    return CodeLayer(kind, getattr(module, "bias", None) is not None, parameters=parameters)
+    weight = getattr(module, "weight", None)
+    shape = tuple(weight.shape) if isinstance(weight, torch.nn.Parameter) else None
+    return CodeLayer(kind, getattr(module, "bias", None) is not None, parameters=parameters, shape=shape)
 
 
 def _renamed(model: PreTrainedModel, modules: set[str], stored: Iterable[str]) -> dict[str, str]:
