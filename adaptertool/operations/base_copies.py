@@ -148,7 +148,10 @@ def _compare(adapter: Adapter, name: str, base: Base, progress: Progress) -> Bas
         why = "the vocabulary was resized" if resized else "it belongs to another base"
         return f"{name} has shape {list(info.shape)}, and the base's {own} {list(theirs.shape)}: {why}"
     if info.dtype != theirs.dtype:
-        return f"{name} is stored as {TORCH_DTYPES[info.dtype]}, and the base's {own} as {TORCH_DTYPES[theirs.dtype]}"
+        its, base_dtype = (TORCH_DTYPES.get(dtype, dtype) for dtype in (info.dtype, theirs.dtype))
+        return f"{name} is stored as {its}, and the base's {own} as {base_dtype}"
+    if info.dtype not in TORCH_DTYPES:
+        return f"{name} is stored as {info.dtype}, and how transformers loads the base's own was not looked into"
     running = hashlib.sha256()
     at = 0
     pieces = _paired(adapter.weights.stream(name), base.stream(own))

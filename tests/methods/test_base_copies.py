@@ -214,6 +214,23 @@ def test_a_copy_in_another_dtype_stays(tmp_path: Path) -> None:
     assert_stays(case, "is stored as bfloat16", "as float32")
 
 
+def test_a_copy_in_eight_bits_stays(tmp_path: Path) -> None:
+    """Also where the base has the same bytes: how they are loaded is another matter."""
+    case = Case(tmp_path, **lora_on("llama"))
+
+    def quarter(state: dict[str, torch.Tensor]) -> None:
+        for name, tensor in [*state.items()]:
+            if "embed_tokens" in name and "lora" not in name:
+                state[name] = tensor.to(torch.float8_e4m3fn)
+
+    case.folder = changed(case.folder, tmp_path / "quartered", quarter)
+    assert_stays(case, "is stored as F8_E4M3", "as float32")
+    state = load_file(case.base_folder / "model.safetensors")
+    quarter(state)
+    save_file(state, case.base_folder / "model.safetensors", metadata={"format": "pt"})
+    assert_stays(case, "is stored as F8_E4M3")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
