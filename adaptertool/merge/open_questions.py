@@ -62,8 +62,8 @@ def with_open_questions(
     if why is not None:
         checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (
-        "the adapter's config targets it and its file holds no tensors of it; whether the model has such a layer can't be "
-        "told from the base's files"
+        "the adapter's config targets it, and whether the model has such a layer, under this name, can't be told from the "
+        "base's files"
     )
     pattern = (
         "PEFT makes names of this pattern, because transformers 5 has fused layers of this model; which ones can't be told "

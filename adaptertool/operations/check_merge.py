@@ -12,6 +12,7 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
+from adaptertool.merge.adapter.attached import NamesToday
 from adaptertool.merge.adapter.pair import broken_for_all
 from adaptertool.merge.adapter.placement import place
 from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
@@ -165,7 +166,9 @@ def check_merge(
     base_model.load_headers(placement.tensors)
     mismatched = mismatches(base_model, code)
     if ask_model and (entries or mismatched or not placement.settled):
-        modules = [layer.module for layer in adapted if layer.module not in placement.attached.experts.modules]
+        today, experts = NamesToday(placement.layers), placement.attached.experts.modules
+        named = (layer.module for layer in adapted if layer.module not in experts)
+        modules = list(dict.fromkeys(name for module in named for name in (module, *today.of(module))))
         live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
     if live is not None:
         targets.resolve(live.layers, live.bare)

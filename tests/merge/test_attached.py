@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import BeftConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BlipConfig, BlipForQuestionAnswering
 
 from adaptertool.checkpoint.config import AdapterConfig
 from adaptertool.errors import CorruptError
@@ -344,3 +344,24 @@ def test_experts_by_the_names_of_their_parameters(parameters: list[str], tmp_pat
     assert "model.layers.0.mlp.experts" in {layer.module for layer in report.layers}
     assert [finding.code for finding in report.findings] == []
     model.merge_and_unload(safe_merge=True)
+
+
+def test_the_model_tells_of_a_class_that_the_table_does_not_know(tmp_path: Path) -> None:
+    """Full paths in a class for a rare task, which are no older names of another class's layers."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BlipConfig(
+        text_config={**sizes, "encoder_hidden_size": 16, "vocab_size": 64},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )
+    base: Any = BlipForQuestionAnswering(config)
+    base.save_pretrained(tmp_path / "base")
+    target = "text_encoder.encoder.layer.0.attention.output.dense"
+    get_peft_model(base, BeftConfig(target_modules=[target])).save_pretrained(str(tmp_path / "adapter"))
+    report = check_merge(tmp_path / "adapter", tmp_path / "base")
+    assert (report.verdict, [layer.module for layer in report.layers]) == ("mergeable", [target])
+    assert check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=False).verdict == "unknown"
+    loaded = PeftModel.from_pretrained(
+        BlipForQuestionAnswering.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter")
+    )
+    assert loaded.merge_and_unload(safe_merge=True) is not None

@@ -64,9 +64,10 @@ def attached_layers(
     fields = adapter.config.fields
     kept: list[AdaptedLayer] = []
     ignored: list[str] = []
+    doubtful: list[str] = []
     left_out = 0
     undecided = False
-    today = _NamesToday(layers)
+    today = NamesToday(layers)
     experts = fused_experts(fields, adapted, targets, layers.base.config)
 
     def code_of(module: str) -> CodeLayer | None:
@@ -76,9 +77,13 @@ def attached_layers(
         if layer.module in experts.modules:
             kept.append(layer)
             continue
-        matches = [targets.match(name, code_of(name)) for name in today.of(layer.module)]
+        names = (layer.module,) if tree is not None and layer.module in tree else today.of(layer.module)
+        matches = [targets.match(name, code_of(name)) for name in names]
         undecided = undecided or (bool(targets.parameters) and all(match is None for match in matches))
         if all(match is False for match in matches):
+            # The name can be an older one, or today's in a class that the table does not know: the model tells.
+            if tree is None and targets.match(layer.module, code_of(layer.module)):
+                doubtful.append(layer.module)
             ignored += [tensor.name for tensor in layer.tensors.values()]
             left_out += 1
             continue
@@ -98,7 +103,7 @@ def attached_layers(
     named = frozenset(
         layer.module for layer in everything if any("default" in name.split(".") for name in layer.tensors)
     )
-    return Attached(tuple(everything), named, tuple(ignored), left_out, undecided, tuple(open_ones), experts)
+    return Attached(tuple(everything), named, tuple(ignored), left_out, undecided, (*doubtful, *open_ones), experts)
 
 
 def _targeted(
@@ -106,7 +111,7 @@ def _targeted(
     adapted: Sequence[AdaptedLayer],
     targets: Targets,
     layers: BaseLayers,
-    today: _NamesToday,
+    today: NamesToday,
 ) -> tuple[list[str], list[str]]:
     """Live modules that the config targets and the file lacks: those that are certainly there, and those that may be.
 
@@ -160,7 +165,7 @@ def _alone(module: str, kept: Iterable[AdaptedLayer], targets: Targets) -> bool:
     return target is not None and all(targets.target_of(layer.module) != target for layer in kept)
 
 
-class _NamesToday:
+class NamesToday:
     """What the model's code calls the layers of an adapter that was saved under an older version of it.
 
     PEFT renames the tensors of such an adapter at loading, and leaves its config's patterns as they are: a pattern for the
