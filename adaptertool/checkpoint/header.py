@@ -134,7 +134,7 @@ def read_header(file: Bytes) -> Header:
         raise CorruptError(
             f"{file.name} holds no tensors",
             code="ADP303",
-            hint="Save the adapter again; for X-LoRA see `adaptertool explain ADP303`.",
+            hint="Save it again; of an X-LoRA adapter `adaptertool explain ADP303` says how.",
         )
     return header
 
