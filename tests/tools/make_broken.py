@@ -390,7 +390,6 @@ def value_cases() -> Iterator[Case]:
         "no-elements",
         "tensors without elements",
         with_weights(tensors({A: ("F32", [0, 4], b""), B: ("F32", [4, 0], b"")})),
-        merge=1,
     )
 
 
@@ -428,7 +427,7 @@ def projection_cases() -> Iterator[Case]:
     yield unknown(
         "projections-no-elements", "projections without elements", projections(a=(2, 1, 0), b=(0, 0, 2)), "ADP102"
     )
-    yield unknown("projections-scalar", "projections without dimensions", projections(a=(), b=()), "ADP102")
+    yield unknown("projections-scalar", "projections without dimensions", projections(a=(), b=()), "ADP102", merge=1)
     yield unknown("projections-other-rank", "projections of another rank", projections(), "ADP102", merge=1, r=4)
     yield unknown("projections-negative-seed", "a negative seed", projections(), "ADP102", projection_prng_key=-1)
     yield unknown(
