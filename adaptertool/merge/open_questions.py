@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adaptertool.merge.adapter.settings import unknown_settings
+from adaptertool.merge.adapter.settings import odd_settings, unknown_settings
 from adaptertool.merge.result import LayerResult
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def with_open_questions(
         for one in checked
     ]
     why = fitted.untold or rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)
+    why = why or odd_settings(adapter.config)
     if why is not None:
         checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (

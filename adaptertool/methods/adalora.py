@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.methods.merging import CONV, CONV1D, LINEAR, MergeRule, not_into_mamba
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.replication import base_module, hazard
-from adaptertool.methods.shapes import RefusedError, flattened, integer, refuse
+from adaptertool.methods.shapes import RefusedError, flattened, integer, number, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 
 def _refused(settings: Mapping[str, Any]) -> str | None:
-    for field in ("use_dora", "loftq_config"):
-        if settings.get(field):
-            return f"its config has {field}, with which PEFT raises ValueError for AdaLoRA"
-    steps, first, last = (settings.get(field) for field in ("total_step", "tinit", "tfinal"))
-    if not steps or steps <= 0:
+    if settings.get("use_dora"):
+        return "its config has use_dora, with which PEFT raises ValueError for AdaLoRA"
+    steps, first, last = (number(settings, field) for field in ("total_step", "tinit", "tfinal"))
+    if steps <= 0:
         return f"total_step is {steps!r}, and PEFT raises ValueError where it is not above 0"
     if first >= steps - last:
         return f"tinit is {first}, tfinal {last} and total_step {steps}, which leaves no steps between: PEFT raises ValueError"
-    if settings.get("orth_reg_weight", 0) < 0:
+    if number(settings, "orth_reg_weight") < 0:
         return "orth_reg_weight is below 0, with which PEFT raises ValueError"
     return None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import DECOMPOSITION, OfTheBase, PlainMethod
-from adaptertool.methods.shapes import integer
+from adaptertool.methods.shapes import integer, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +24,10 @@ def _refused(settings: Mapping[str, Any]) -> str | None:
         return f"PEFT knows no init_weights {settings.get('init_weights')!r} for AdaMSS, and raises ValueError"
     if settings.get("use_asa"):
         if any(
-            not settings.get(field, 1) > 0
-            for field in ("mask_interval", "asa_target_subspaces", "asa_schedule_exponent")
+            number(settings, field) <= 0 for field in ("mask_interval", "asa_target_subspaces", "asa_schedule_exponent")
         ):
             return "its schedule of subspaces (use_asa) has numbers that are not above 0, and PEFT raises ValueError"
-        if settings["init_warmup"] >= settings["final_warmup"]:
+        if number(settings, "init_warmup") >= number(settings, "final_warmup"):
             return "init_warmup is not below final_warmup, and PEFT raises ValueError"
     return None
 
@@ -37,6 +36,7 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     """The bias is one more column. The clusters decide about A and B, which PEFT takes in the shapes that the file has."""
     inputs = place.into + bool(place.bias)
     rank = min(integer(settings, "r", 1), place.out, inputs)
+    integer(settings, "subspace_rank", 0)
     subspaces = range(integer(settings, "num_subspaces", 1))
     shapes: dict[str, Shape] = {f"adamss_{side}.{index}": (None, None) for side in "AB" for index in subspaces}
     return {"adamss_newB": (rank, inputs), **shapes}

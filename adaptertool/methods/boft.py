@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _refused(settings: Mapping[str, Any]) -> str | None:
-    given = [field for field in ("boft_block_size", "boft_block_num") if settings.get(field)]
+    given = [field for field in ("boft_block_size", "boft_block_num") if settings.get(field) != 0]
     if len(given) == 1:
         return None
     return "one of boft_block_size and boft_block_num has to be 0 and the other not, or PEFT raises ValueError"

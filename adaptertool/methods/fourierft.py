@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
+    integer(settings, "random_loc_seed")
     given = by_named_pattern(settings, "n_frequency", "n_frequency_pattern", place.module)
     number = integer(settings, "n_frequency", 1, given)
     refuse(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def _never(config: Mapping[str, Any]) -> str | None:
     if config.get("alora_invocation_tokens"):
         return "activated LoRA (alora_invocation_tokens) applies from a token of the input on"
-    if config.get("arrow_config"):
+    if config.get("arrow_config") is not None:
         return "Arrow (arrow_config) routes by the input"
     return None
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _refused(settings: Mapping[str, Any]) -> str | None:
-    given = [field for field in ("r", "oft_block_size") if settings.get(field)]
+    given = [field for field in ("r", "oft_block_size") if settings.get(field) != 0]
     if len(given) == 1:
         return None
     return "one of r and oft_block_size has to be 0 and the other not, or PEFT raises ValueError"
@@ -29,8 +29,8 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     """(blocks, b * (b - 1) / 2) for blocks of b inputs; with `block_share` one stands for all of them."""
     inputs = place.out if place.kind == "embedding" else flattened(place)
     given = integer(settings, "r" if settings.get("r") else "oft_block_size")
+    refuse(given < 1, f"its config says {given} for r or oft_block_size, with which PEFT raises")
     given = _adjusted(inputs, given)
-    refuse(not given, f"its config says {given} for r or oft_block_size, with which PEFT raises")
     blocks, size = (given, inputs // given) if settings.get("r") else (inputs // given, given)
     name = "oft_embedding_R" if place.kind == "embedding" else "oft_R"
     return {f"{name}.weight": (1 if settings.get("block_share") else blocks, size * (size - 1) // 2)}

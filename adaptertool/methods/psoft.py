@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
-from adaptertool.methods.shapes import integer, refuse
+from adaptertool.methods.shapes import integer, number, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +31,11 @@ def _refused(settings: Mapping[str, Any]) -> str | None:
     for field, known in (("ab_svd_init", ("psoft_init", "pissa_init")), ("psoft_svd", ("full", "lowrank"))):
         if settings.get(field) not in known:
             return f"PEFT knows no {field} {settings.get(field)!r}, and raises ValueError"
+    if number(settings, "psoft_alpha") == 0:
+        return "psoft_alpha is 0, with which PEFT merges NaN"
     terms, least = settings.get("num_cayley_neumann_terms"), settings.get("cayley_neumann_eps")
     if settings.get("use_cayley_neumann") and not (
-        isinstance(terms, int) and terms > 0 and (least is None or 0 < least < 1)
+        isinstance(terms, int) and terms > 0 and (least is None or 0 < number(settings, "cayley_neumann_eps") < 1)
     ):
         return (
             f"num_cayley_neumann_terms is {terms!r} and cayley_neumann_eps {least!r}, with which PEFT raises ValueError"

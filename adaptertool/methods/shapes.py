@@ -125,6 +125,19 @@ def integer(settings: Settings, field: str, least: int | None = None, value: Any
     return int(value)
 
 
+def number(settings: Settings, field: str) -> float:
+    """A number of the config.
+
+    Args:
+        settings: The config.
+        field: Its name.
+    """
+    value = settings.get(field)
+    if not isinstance(value, (int, float)):
+        raise RefusedError(f"its config says {value!r} for {field}, with which PEFT raises")
+    return value
+
+
 def by_pattern(settings: Settings, field: str, patterns: str, module: str) -> Any:
     """What a config says for a module: as its patterns say, and else as the field says.
 

@@ -15,7 +15,7 @@ from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry, whole
 from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
-from adaptertool.methods.shapes import integer
+from adaptertool.methods.shapes import integer, number
 from adaptertool.words import natural
 
 if TYPE_CHECKING:
@@ -125,8 +125,10 @@ def _length(config: AdapterConfig) -> int:
 
 
 def _refused(settings: Mapping[str, Any]) -> str | None:
-    if not settings.get("init_theta_d_bound", 1) > 0 or not 0 <= settings.get("unilora_dropout", 0) <= 1:
+    if number(settings, "init_theta_d_bound") <= 0 or not 0 <= number(settings, "unilora_dropout") <= 1:
         return "init_theta_d_bound is not above 0 or unilora_dropout not from 0 to 1, and PEFT raises ValueError"
+    if isinstance(seed := settings.get("proj_seed"), int) and seed < 0:
+        return f"proj_seed is {seed}, and PEFT raises where it is below 0"
     if settings.get("bias") not in ("none", "all", "unilora_only"):
         return f"bias is {settings.get('bias')!r}, with which PEFT raises ValueError"
     return None

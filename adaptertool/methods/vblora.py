@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
-from adaptertool.methods.shapes import integer, refuse
+from adaptertool.methods.shapes import integer, number, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from adaptertool.checkpoint.config import AdapterConfig
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.methods.shapes import Place, Places, Settings, Shapes
@@ -26,6 +28,13 @@ class VbLora(PlainMethod):
         if tensor.name.endswith("_topk_weights") and len(tensor.shape) == 3:
             return tensor.shape[0] * tensor.shape[1] * config.integer("num_vectors", 256, least=1)
         return super().trained(tensor, config)
+
+
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    for field in ("init_logits_std", "init_vector_bank_bound"):
+        if number(settings, field) < 0:
+            return f"{field} is below 0, with which PEFT raises"
+    return None
 
 
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
@@ -58,6 +67,7 @@ VBLORA = VbLora(
     "r",
     merge=MergeRule(
         tensors=_tensors,
+        refused=_refused,
         shared=_shared,
     ),
 )

@@ -16,7 +16,7 @@ from adaptertool.merge.adapter.attached import NamesToday
 from adaptertool.merge.adapter.pair import broken_for_all
 from adaptertool.merge.adapter.placement import place
 from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
-from adaptertool.merge.adapter.settings import refused_settings, settings_of
+from adaptertool.merge.adapter.settings import refused, settings_of
 from adaptertool.merge.adapter.targets import Targets
 from adaptertool.merge.adapter.whole import (
     lacking_findings,
@@ -240,7 +240,7 @@ def _layers_of(adapter: Adapter, rule: MergeRule) -> tuple[Sequence[AdaptedLayer
     config, file = adapter.config, f"{adapter.folder.location}/{adapter.weights_name}"
     if (why := rule.never(config.fields)) is not None:
         return (), Finding("ADP206", f"{config.peft_type} has no merge: {why}", fix="Serve the adapter unmerged.")
-    if (why := refused_settings(config) or rule.refused(settings_of(config, None))) is not None:
+    if (why := refused(config, rule)) is not None:
         return (), Finding("ADP206", f"PEFT does not load this {config.peft_type} adapter: {why}")
     prefixes = method_of(config).prefixes
     misnamed = misnamed_tensors(adapter.weights.tensors.values(), prefixes)

@@ -101,6 +101,40 @@ def test_a_tensor_that_is_missing(peft_type: str, bases: Bases, tmp_path: Path) 
             assert "ADP211" in {finding.code for finding in report.findings}, names
 
 
+@pytest.mark.parametrize(
+    ("peft_type", "field", "value"),
+    [
+        ("LORA", "alpha_pattern", None),
+        ("LORA", "arrow_config", {}),
+        ("LORA", "bias", "bogus"),
+        ("LORA", "corda_config", True),
+        ("LORA", "lora_dropout", 1.5),
+        ("LORA", "modules_to_save", "all"),
+        ("LORA", "task_type", "bogus"),
+        ("LORA", "use_bdlora", {}),
+        ("ADALORA", "use_dora", True),
+        ("ADALORA", "modules_to_save", ["v_proj"]),
+        ("C3A", "init_weights", None),
+        ("FOURIERFT", "random_loc_seed", None),
+        ("IA3", "feedforward_modules", []),
+        ("OFT", "r", None),
+        ("OFT", "block_share", True),
+        ("OSF", "effective_rank", 2),
+        ("PEANUT", "act_fn", "bogus"),
+        ("PSOFT", "psoft_alpha", 0),
+        ("UNILORA", "unilora_dropout", None),
+        ("WAVEFT", "proportional_parameters", True),
+    ],
+)
+def test_a_config_that_peft_does_not_take(peft_type: str, field: str, value: Any, bases: Bases, tmp_path: Path) -> None:
+    """Or under which it makes other tensors than the file's."""
+    written = write(tmp_path, peft_type)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    assert merged(written) is None
+    assert adaptertool.check_merge(tmp_path, bases("llama")).verdict in ("not-mergeable", "unknown")
+
+
 @pytest.mark.parametrize("more", [1, 2])
 @pytest.mark.parametrize("peft_type", TYPES)
 def test_a_config_of_another_size(peft_type: str, more: int, bases: Bases, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from transformers.pytorch_utils import Conv1D
 
 from adaptertool.checkpoint.config import AdapterConfig
-from adaptertool.merge.adapter.settings import refused_settings, settings_of
+from adaptertool.merge.adapter.settings import refused, settings_of
 from adaptertool.methods import PEFT_TYPES, method_of
 from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
 from tests.methods.written import shake
@@ -177,7 +177,7 @@ def declared(rule: MergeRule, config: AdapterConfig, layers: Places) -> dict[str
     """All that a file holds, by the declarations; or why PEFT refuses the config."""
     assert rule.tensors is not None
     settings = settings_of(config, None)
-    if (why := refused_settings(config) or rule.refused(settings)) is not None:
+    if (why := refused(config, rule)) is not None:
         return why
     try:
         tensors = {

@@ -6,12 +6,14 @@ python -m tests.tools.generate_default_targets
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING
+from dataclasses import MISSING, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import peft
-from peft import TaskType
+from peft import PeftConfig, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.waveft.constants import WAVELET_REDUCTIONS
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
@@ -43,11 +45,13 @@ def default_targets() -> dict[str, Any]:
         for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
     }
     settings = {peft_type.value: defaults(config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    types = {peft_type.value: kinds_of(config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     refuses = {peft_type.value: refused(config) for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {
         "peft": peft.__version__,
         "fields": dict(sorted(fields.items())),
         "settings": dict(sorted(settings.items())),
+        "types": dict(sorted(types.items())),
         "refuses": {peft_type: found for peft_type, found in sorted(refuses.items()) if found},
         "choices": {
             "": {"task_type": sorted(TaskType)},
@@ -78,6 +82,52 @@ def defaults(config: Any) -> dict[str, Any]:
         value = field.default_factory() if field.default is MISSING and field.init else field.default
         found[name] = getattr(value, "value", value) if isinstance(value, PLAIN) else None
     return found
+
+
+def kinds_of(config: Any) -> dict[str, list[Any]]:
+    """What a config class is annotated with: the kinds of JSON values that each field takes, or else the values themselves."""
+    found = {}
+    standard = defaults(config)
+    general = {*PeftConfig.__dataclass_fields__}
+    for name, hint in sorted(get_type_hints(config).items()):
+        if name in general:
+            continue
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = {_kind(get_origin(one) or one) for one in options}
+        chosen = [value for one in options if get_origin(one) is Literal for value in get_args(one)]
+        # Null stands for nothing, but in tables by module, where PEFT raises whatever the annotation.
+        if not standard.get(name) and not isinstance(standard.get(name), (bool, int, float, str)):
+            kinds |= {"null"}
+        if name.endswith("_pattern") and standard.get(name) == {}:
+            kinds -= {"null"}
+        kinds |= {_kind(type(value)) for value in chosen}
+        closed = chosen and all(get_origin(one) is Literal or one in (bool, type(None)) for one in options)
+        chosen += [True, False] if bool in options else []
+        if closed and not any("[" in str(value) for value in chosen):
+            found[name] = ["values", *chosen, *([None] if "null" in kinds else [])]
+        elif "any" not in kinds - {"literal"}:
+            found[name] = ["kinds", *sorted(kinds - {"literal"})]
+    return found
+
+
+def _kind(one: Any) -> str:
+    if one is Literal:
+        return "literal"
+    if isinstance(one, type) and issubclass(one, Enum):
+        return "str"
+    return KINDS.get(one, "dict" if is_dataclass(one) else "any")
+
+
+KINDS = {
+    bool: "bool",
+    int: "number",
+    float: "number",
+    str: "str",
+    list: "list",
+    set: "list",
+    dict: "dict",
+    type(None): "null",
+}
 
 
 def refused(config: Any) -> list[str]:
@@ -121,7 +171,7 @@ def main() -> None:
     """Write the table."""
     table = default_targets()
     parts = [f'"peft": {json.dumps(table["peft"])}']
-    for part in ("fields", "settings", "refuses", "choices", "feedforward", "methods", "fused"):
+    for part in ("fields", "settings", "types", "refuses", "choices", "feedforward", "methods", "fused"):
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table[part].items())
         parts.append(f'"{part}": {{\n{lines}\n}}')
     TABLE.write_text(f"{{{', '.join(parts)}}}\n", encoding="utf-8")

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.config import version_numbers
+from adaptertool.methods.shapes import RefusedError
+from adaptertool.words import shortened
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.methods.merging import MergeRule
 
 
 def settings_of(config: AdapterConfig, model_type: str | None) -> dict[str, Any]:
@@ -30,8 +33,21 @@ def settings_of(config: AdapterConfig, model_type: str | None) -> dict[str, Any]
     return settings
 
 
-def refused_settings(config: AdapterConfig) -> str | None:
-    """Why PEFT does not load an adapter of this config, by what all methods have in common; None where it does.
+def refused(config: AdapterConfig, rule: MergeRule) -> str | None:
+    """Why PEFT does not load an adapter of this config, whatever the base; None where it does.
+
+    Args:
+        config: The adapter's.
+        rule: What its method's merge needs.
+    """
+    try:
+        return _refused_by_all(config) or rule.refused(settings_of(config, None))
+    except RefusedError as error:
+        return str(error)
+
+
+def _refused_by_all(config: AdapterConfig) -> str | None:
+    """The same by what all methods have in common.
 
     Source: `__post_init__` of the config classes and `PeftConfigMixin`, read at PEFT 0.21.2.
     """
@@ -43,6 +59,9 @@ def refused_settings(config: AdapterConfig) -> str | None:
                 return (
                     f"its config says {value!r} for {field}, which PEFT {table()['peft']} does not know and raises for"
                 )
+    bias = settings.get("bias", "none")
+    if not (isinstance(bias, str) and (bias in ("none", "all") or bias.endswith("_only"))):
+        return f"its config says {bias!r} for bias, for which PEFT raises"
     if config.peft_type == "OFT" and "oft_block_size" not in config.fields:
         return "it was written by a PEFT before 0.14, whose OFT was another: newer ones raise ValueError"
     pattern = isinstance(settings.get("target_modules"), str)
@@ -54,6 +73,30 @@ def refused_settings(config: AdapterConfig) -> str | None:
     }
     what = next((one for one in table()["refuses"].get(config.peft_type, ()) if met[one]), None)
     return f"its config has {what}, for which PEFT raises ValueError" if what else None
+
+
+def odd_settings(config: AdapterConfig) -> str | None:
+    """What no PEFT writes into a config, and may raise at wherever it is used, as a sentence; None where nothing is odd.
+
+    PEFT holds no value against its annotation, and takes some that are of another kind.
+    """
+    for name, (what, *known) in table()["types"].get(config.peft_type, {}).items():
+        if name not in config.fields:
+            continue
+        value = config.fields[name]
+        taken = value in known if what == "values" else _kind(value) in known
+        # PEFT goes through the letters of a name.
+        taken = taken and not (name == "modules_to_save" and isinstance(value, str))
+        if not taken or (name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value <= 1):
+            return f"its config says {shortened(repr(value))} for {name}, which no PEFT writes: it may raise for that"
+    return None
+
+
+def _kind(value: Any) -> str:
+    """The kind of a JSON value."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "bool"
+    return {int: "number", float: "number", str: "str", list: "list"}.get(type(value), "dict")
 
 
 def unknown_settings(config: AdapterConfig) -> str | None:

@@ -142,7 +142,7 @@ def lacking(
             for leaf in layer.parameters or ()
         )
         return tuple(name for name in names if name not in held)
-    there = {layers.stored(module) for module in map(_module_of, held)} | {*adapted}
+    there = {layers.stored(_module_of(name)) for name in held if _is_whole(name, adapter)} | {*adapted}
     guesses = [
         f"{PREFIX}{module}.weight"
         for module, leaves in layers.modules.items()
