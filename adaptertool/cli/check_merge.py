@@ -16,6 +16,7 @@ from adaptertool.cli.options import (
     Revision,
     Subfolder,
     Token,
+    base_model,
 )
 
 if TYPE_CHECKING:
@@ -87,12 +88,7 @@ def command(
     ],
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base",
-            metavar="BASE",
-            autocompletion=paths,
-            help="The base model, of which headers are read; by default what the adapter's config names.",
-        ),
+        base_model("The base model, of which headers are read; by default what the adapter's config names."),
     ] = None,
     base_revision: Annotated[
         str | None,

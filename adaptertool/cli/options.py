@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,3 +115,12 @@ FindingsFormatOption = Annotated[
         "--format", metavar="FORMAT", help="How to print the result: text, json, jsonl, github, sarif or junit."
     ),
 ]
+
+
+def base_model(help: str) -> Any:  # noqa: A002 - as typer calls it
+    """The option `--base`, which means something else to each command.
+
+    Args:
+        help: What it is for.
+    """
+    return typer.Option("--base", metavar="BASE", autocompletion=paths, help=help)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptertool.cli.completion import paths
 from adaptertool.cli.options import (
     DryRun,
     Format,
@@ -22,12 +21,11 @@ from adaptertool.cli.options import (
     Subfolder,
     Targets,
     Token,
+    base_model,
 )
-from adaptertool.cli.rewriting import Place
+from adaptertool.cli.rewriting import Place, Rewriting
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from adaptertool.checkpoint.discover import Found
     from adaptertool.cli.running import Selection
     from adaptertool.operations.rewrite import Rewrite
@@ -50,8 +48,7 @@ class LoadDtype(str, Enum):
 
 
 @dataclass(frozen=True)
-class _Restore:
-    place: Place
+class _Restore(Rewriting):
     for_torch: str | None
     base: str | None
     dtype: LoadDtype | None
@@ -83,11 +80,6 @@ class _Restore:
     def exit_code(self, result: Rewrite) -> int:
         return int(result.action == "refused")
 
-    def text(self, result: Rewrite) -> RenderableType:
-        from adaptertool.report.text import rewrite_text
-
-        return rewrite_text(result)
-
 
 def command(
     targets: Targets,
@@ -104,11 +96,8 @@ def command(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base",
-            metavar="BASE",
-            autocompletion=paths,
-            help="The base model: its headers where there is no fingerprint, its embeddings where slim took copies out.",
+        base_model(
+            "The base model: its headers where there is no fingerprint, its embeddings where slim took copies out."
         ),
     ] = None,
     dtype: Annotated[

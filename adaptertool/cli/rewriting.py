@@ -1,4 +1,4 @@
-"""Where `slim` and `restore` write, as the command line names it."""
+"""What `slim` and `restore` share on the command line: where they write, and how they show what they did."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from adaptertool.checkpoint.discover import Found
+    from adaptertool.operations.rewrite import Rewrite
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,20 @@ class Place:
                 hint=f"It is {Path(found.target).resolve()}; name that to change it.",
             )
         return None if self.output is None else Path(self.output, found.place) if in_tree else Path(self.output)
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """What `slim` and `restore` have in common as jobs.
+
+    Attributes:
+        place: Where the new checkpoint goes.
+    """
+
+    place: Place
+
+    def text(self, result: Rewrite) -> RenderableType:
+        """See `Job`."""
+        from adaptertool.report.text import rewrite_text
+
+        return rewrite_text(result)

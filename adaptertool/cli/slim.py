@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adaptertool.cli.completion import paths
 from adaptertool.cli.options import (
     DryRun,
     Format,
@@ -22,12 +21,11 @@ from adaptertool.cli.options import (
     Subfolder,
     Targets,
     Token,
+    base_model,
 )
-from adaptertool.cli.rewriting import Place
+from adaptertool.cli.rewriting import Place, Rewriting
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from adaptertool.checkpoint.discover import Found
     from adaptertool.cli.running import Selection
     from adaptertool.operations.rewrite import Rewrite
@@ -46,8 +44,7 @@ adaptertool slim -r ./runs --in-place
 
 
 @dataclass(frozen=True)
-class _Slim:
-    place: Place
+class _Slim(Rewriting):
     keep_one_copy: bool
     for_torch: str | None
     base: str | None
@@ -84,11 +81,6 @@ class _Slim:
     def exit_code(self, result: Rewrite) -> int:
         return int(result.action == "refused" or (self.check_only and result.action != "nothing-to-do"))
 
-    def text(self, result: Rewrite) -> RenderableType:
-        from adaptertool.report.text import rewrite_text
-
-        return rewrite_text(result)
-
 
 def command(
     targets: Targets,
@@ -100,13 +92,7 @@ def command(
     ] = False,
     for_torch: ForTorch = None,
     base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="BASE",
-            autocompletion=paths,
-            help="The base model: proves that PEFT draws these shapes, and copies of its embeddings go.",
-        ),
+        str | None, base_model("The base model: proves that PEFT draws these shapes, and copies of its embeddings go.")
     ] = None,
     dry_run: DryRun = False,
     check: Annotated[

@@ -82,12 +82,6 @@ def loads_otherwise(config: Mapping[str, Any]) -> str | None:
     return drawn_anew(config) or left_out(config) or refused(config)
 
 
-def is_decomposition(config: Mapping[str, Any]) -> bool:
-    """Whether the factors are parts of a decomposition of the base weight, of which there may be fewer than the rank."""
-    how = _initialisation(config)
-    return how.startswith("pissa") or how.lower() == "olora"
-
-
 def plain_only(config: Mapping[str, Any], quantisation: str) -> str | None:
     """Why PEFT refuses to initialise layers that are quantised."""
     how = _initialisation(config)

@@ -81,7 +81,7 @@ def each(
     Args:
         operation: What to do with each.
         targets: The checkpoints; taken one by one, so that work begins before all are found.
-        jobs: How many are worked on at once; see `jobs_for`.
+        jobs: How many are worked on at once; by default one a processor.
         **options: What the operation takes beside its target.
 
     Yields:

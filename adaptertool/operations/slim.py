@@ -80,8 +80,8 @@ def slim(
         base: The base model, whose headers prove that PEFT draws projections of these shapes for this adapter; by default the
             one in the adapter's config, where it is at hand: a folder, or in huggingface_hub's cache, or for an adapter on the
             Hub there. Without any, a second adapter's borrowed projections can go unnoticed in a file that holds one pair,
-            which the result's hint says. With it named, copies of its embeddings that
-            were not trained and are the same bytes are stripped as well.
+            which the result's hint says. Where it is named, copies of its embeddings that were not trained and are the same
+            bytes are stripped as well.
         dry_run: Verify and plan, and write nothing.
         force: Overwrite an existing output; with `keep_one_copy`, keep the canonical pair even where copies differ.
         in_tree: The checkpoint is one of several in a tree, and `output` its place in another tree. Checkpoints below it are
