@@ -112,8 +112,10 @@ class Absent:
         """Whether the base can't have it: other layers of the same stack are there, or no layer has that name at all."""
         leaf = module.rpartition(".")[2]
         if not any(name.rpartition(".")[2] == leaf for name in self._stored.modules):
-            # Code that is known can fuse or split layers at loading, so that the file's names say nothing of them.
-            return self._code.known and self._code.layer(module) is None
+            # Code that is known can fuse or split layers at loading, so that the file's names say nothing of them. And a class
+            # that the table does not know can have a head of its own.
+            numbered = any(part.isdecimal() for part in module.split("."))
+            return numbered and self._code.known and self._code.layer(module) is None
         parts = module.split(".")
         numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
         if not numbers:
