@@ -81,6 +81,7 @@ class MergeRule:
         base_module: The base's module path of a layer of the adapted model, which can have more layers than the base.
         kernels: Whether it merges rightly into a convolution whose kernel is larger than 1.
         scaled: Whether it merges rightly into an embedding that the model multiplies by a factor.
+        around: What an embedding's class may do beside torch's forward (`own_forward`) without the merge changing outputs.
         any_saved_module: Whether the merge can put back a `modules_to_save` module that has no weight of its own, such as
             RoBERTa's classification head. `BaseTuner._replace_module` (PEFT 0.21.2) can't, and raises AttributeError;
             the LoRA and HiRA tuners have their own.
@@ -117,6 +118,7 @@ class MergeRule:
     base_module: Callable[[Mapping[str, Any], str], str] = lambda _, module: module
     kernels: bool = True
     scaled: bool = True
+    around: frozenset[str] = frozenset()
     any_saved_module: bool = False
     quantised: frozenset[str] = frozenset()
     plain_only: Callable[[Mapping[str, Any], str], str | None] = lambda *_: None

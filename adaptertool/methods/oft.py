@@ -53,6 +53,12 @@ OFT = PlainMethod(
     "oft_",
     "r",
     merge=MergeRule(
-        tensors=_tensors, refused=_refused, kinds=LINEAR | EMBEDDING | CONV, quantised=BACKENDS, kernels=False
+        tensors=_tensors,
+        refused=_refused,
+        kinds=LINEAR | EMBEDDING | CONV,
+        quantised=BACKENDS,
+        kernels=False,
+        # It turns what an embedding looked up, whatever rows these are.
+        around=frozenset(("before",)),
     ),
 )

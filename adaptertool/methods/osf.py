@@ -50,4 +50,8 @@ def _resolved(value: Any, least: int) -> int:
     return max(min(least, rank), 0)
 
 
-OSF = PlainMethod("OSF", "osf_", merge=MergeRule(tensors=_tensors, kinds=None))
+OSF = PlainMethod(
+    "OSF",
+    "osf_",
+    merge=MergeRule(tensors=_tensors, kinds=None, around=frozenset(("before", "after", "own"))),
+)

@@ -1,17 +1,20 @@
-"""Write `adaptertool/merge/base/read_layers.json`: layers whose weight a model's code reads, and which it never calls.
+"""Write `adaptertool/merge/base/read_layers.json`: layers that a model's code reads and never calls, or that compute more.
 
 python -m tests.tools.generate_read_layers
 
 An adapter acts in the `forward` of the layer that it wraps, and the wrapper's `weight` is the base's: such a layer computes
 without the adapter until that is merged. The code of transformers says which layers these are, on every path through it, so
-no kernel and no input has a say.
+no kernel and no input has a say. It says as well which layers are of a class whose `forward` is not torch's: what an adapter
+does around such a layer is something else than what its merge does to the weight in it.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
 from adaptertool.merge.base.paths import pattern_of
 from tests.tools.model_trees import (
@@ -170,12 +174,51 @@ def read_layers(model: torch.nn.Module, *, quantised: bool = False) -> Iterator[
             yield path
 
 
+_TORCH = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
+
+_ALIKE = ("FalconLinear",)
+"""Classes whose `forward` computes what torch's does, in other words."""
+
+
+@cache
+def _effect_of(kind: Any) -> str | None:
+    """What a layer's class does beside torch's forward; see `Forward` in `adaptertool/merge/base/read_layers.py`."""
+    definer = next(base for base in kind.__mro__ if "forward" in vars(base))
+    if definer in _TORCH or definer.__name__ in _ALIKE:
+        return None
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(vars(definer)["forward"])))).body
+    assert isinstance(definition, ast.FunctionDef)
+    calls = [node for node in ast.walk(definition) if isinstance(node, ast.Call) and _calls_torch(node)]
+    if not calls:
+        return "own"
+    last = definition.body[-1]
+    if isinstance(last, ast.Return) and last.value in calls:
+        return "before"
+    # Such a factor PEFT knows: `BaseTunerLayer._get_embed_scale`.
+    scaled = (
+        isinstance(last, ast.Return) and isinstance(last.value, ast.BinOp) and "self.embed_scale" in ast.unparse(last)
+    )
+    return None if scaled and len(definition.body) == 1 else "after"
+
+
+def _calls_torch(node: ast.Call) -> bool:
+    return ast.unparse(node.func) == "super().forward"
+
+
+def own_forwards(model: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """The paths of a model's layers whose class has a `forward` of its own, with what that does."""
+    for path, module in model.named_modules():
+        kind: Any = type(module)
+        if isinstance(module, _TORCH) and (effect := _effect_of(kind)):
+            yield path, effect
+
+
 def entry_of(model_type: str) -> dict[str, list[str]]:
     """Those of a model type, of all its classes, as the ends of their paths, with `#` for layer numbers.
 
     Classes that can't be built are left out. Parts of other types have entries of their own.
     """
-    found: dict[str, set[str]] = {"always": set(), "not quantised": set()}
+    found: dict[str, set[str]] = {when: set() for when in ("always", "not quantised", "before", "after", "own")}
     # Where a package is missing, transformers has placeholders for classes, from no file.
     classes = [
         one for one in every_class_of(model_type) if (path := _file_of(one)) is not None and _has_candidates(path)
@@ -185,6 +228,8 @@ def entry_of(model_type: str) -> dict[str, list[str]]:
             always = {pattern_of(path) for path in read_layers(model, quantised=True)}
             found["always"] |= always
             found["not quantised"] |= {pattern_of(path) for path in read_layers(model)} - always
+            for path, effect in own_forwards(model):
+                found[effect].add(pattern_of(path))
     if model_type in _IN_STEPS:
         found["in steps"] = {*_IN_STEPS[model_type]}
     return {when: _ends_of(patterns) for when, patterns in found.items() if patterns}
@@ -201,7 +246,12 @@ def _has_candidates(path: str) -> bool:
         visitor.visit(node)
         if visitor.own.read - visitor.own.other:
             return True
+        if any(ast.unparse(base) in _NAMES for base in node.bases):
+            return True
     return "MultiheadAttention(" in Path(path).read_text(encoding="utf-8")
+
+
+_NAMES = ("Conv1D", *(f"nn.{kind.__name__}" for kind in _TORCH))
 
 
 def _ends_of(patterns: set[str]) -> list[str]:

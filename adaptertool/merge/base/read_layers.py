@@ -1,4 +1,6 @@
-"""Layers whose weight a model's code reads, and which it never calls, such as Mamba's `dt_proj` and `conv1d`.
+"""Layers that a model's code uses otherwise than torch's are: it reads them, or their class has a `forward` of its own.
+
+Some have their weight read and are never called, such as Mamba's `dt_proj` and `conv1d`.
 
 An adapter acts in the `forward` of the layer that it wraps, and the wrapper's `weight` and `bias` are the base's
 (`BaseTunerLayer` in `peft/tuners/tuners_utils.py`, read at 0.21.2): the model computes without the adapter until that is
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.merge.base.paths import pattern_of
 
@@ -40,6 +42,21 @@ def is_read_in_steps(config: Mapping[str, Any], module: str) -> bool:
         module: See `is_read`.
     """
     return _is_listed(config, module, ("in steps",))
+
+
+Forward = Literal["before", "after", "own"]
+"""What a layer's class does beside torch's forward: to its input alone, to its output, or all in code of its own."""
+
+
+def own_forward(config: Mapping[str, Any], module: str) -> Forward | None:
+    """What the class of a layer does in a `forward` of its own; None where that is torch's, or its outputs times a factor.
+
+    Args:
+        config: See `is_read`.
+        module: See `is_read`.
+    """
+    effects: tuple[Forward, ...] = ("before", "after", "own")
+    return next((effect for effect in effects if _is_listed(config, module, (effect,))), None)
 
 
 def _is_listed(config: Mapping[str, Any], module: str, when: Iterable[str]) -> bool:

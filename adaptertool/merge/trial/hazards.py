@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.base.code import runs_by_ties, scales_embeddings
 from adaptertool.merge.base.paths import pattern_of
-from adaptertool.merge.base.read_layers import is_read, is_read_in_steps
+from adaptertool.merge.base.read_layers import is_read, is_read_in_steps, own_forward
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -33,6 +33,10 @@ _READ = (
 _READ_IN_STEPS = (
     "the model's code calls the layer over a whole sequence, and reads its weight alone where it generates token by token: "
     "what it generates is without the adapter there until that is merged, and changes then"
+)
+_OWN_FORWARD = (
+    "the layer's class does more than to look up or to multiply: the adapter acts around that, and gives something else when "
+    "it is merged into the weight within, or the model does not run until then"
 )
 _SHARED = "are one tensor (tie_word_embeddings): merged into one, the update changes the other as well"
 
@@ -80,6 +84,8 @@ class Hazards:
             return _READ
         if is_read_in_steps(self._layers.base.config, layer.module) and not self._is_zero(adapted):
             return _READ_IN_STEPS
+        if self._computes_more(layer, tokens=is_token_layer(adapted)) and not self._is_zero(adapted):
+            return _OWN_FORWARD
         if is_token_layer(adapted):
             return self._of_tokens(adapted.module)
         if not self._rule.scaled and layer.layer_type == "embedding" and scales_embeddings(self._layers.base.config):
@@ -93,16 +99,36 @@ class Hazards:
         ties += (self._shared.of(module, "bias") or ()) if update is not None else ()
         return next((_reason(tie) for tie in ties if self._reaches(tie, module, {})), None)
 
-    def open_question(self, adapted: AdaptedLayer) -> str | None:
-        """Why it can't be told whether the merge would give something else; None where it can."""
+    def open_question(self, adapted: AdaptedLayer, layer: Layer) -> str | None:
+        """Why it can't be told whether the merge would give something else; None where it can.
+
+        Args:
+            adapted: See `of`.
+            layer: See `of`.
+        """
         if adapted.module in self._tokens.uncertain:
             return (
                 "whether the base ties other layers to this one, and PEFT lets them use its rows, can't be told from its "
                 "config"
             )
+        if (
+            self._rule.whole_module is None
+            and layer.layer_type == "unknown"
+            and own_forward(self._layers.base.config, layer.module) is not None
+        ):
+            return "the layer is a convolution whose class does more than torch's, and what a merge changes there is not known"
         if self._shared.of(adapted.module) is None:
             return "whether input and output embeddings of the base are one tensor can't be told from its config"
         return None
+
+    def _computes_more(self, layer: Layer, *, tokens: bool) -> bool:
+        """Whether a layer's class computes more than torch's, and a merge into its weight so changes the outputs."""
+        effect = own_forward(self._layers.base.config, layer.module)
+        if effect is None or self._rule.whole_module is not None:
+            return False
+        if layer.layer_type == "embedding":
+            return tokens or effect not in self._rule.around
+        return layer.layer_type in ("linear", "quantized")
 
     def _is_zero(self, adapted: AdaptedLayer) -> bool:
         """Whether the update is zero, as PEFT makes it: where the layer is never called, no gradient reaches it."""

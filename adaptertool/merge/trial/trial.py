@@ -146,7 +146,7 @@ class Trial:
         hazard = self.hazards.of(merge.adapted, layer, merge.update) or self._kernel_hazard(merge)
         if hazard is not None:
             return replace(result, status="lossy", code=HAZARD, reason=hazard)
-        if (question := self.hazards.open_question(merge.adapted)) is not None:
+        if (question := self.hazards.open_question(merge.adapted, layer)) is not None:
             return replace(result, status="unknown", reason=question)
         if layer.layer_type == "quantized" and merge.into_weight:
             return self._quantised_again(result)
