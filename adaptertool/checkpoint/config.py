@@ -41,7 +41,7 @@ class AdapterConfig:
 
     @property
     def peft_type(self) -> str:
-        """The PEFT method, in upper case, such as `RANDLORA`."""
+        """The PEFT method as the config spells it, which for PEFT is upper case, such as `RANDLORA`."""
         return str(self.fields["peft_type"])
 
     def text_or_none(self, key: str) -> str | None:
@@ -85,6 +85,21 @@ class AdapterConfig:
         if not isinstance(value, bool):
             raise self._makes_no_sense(key, "true or false")
         return value
+
+    def check_types(self) -> None:
+        """Hold the fields that any answer can depend on against the types that PEFT's configs have.
+
+        Source: `PeftConfigMixin` and the tuners' configs in PEFT 0.21.2; `target_modules` is a list of names or one pattern.
+
+        Raises:
+            CorruptError: one of them is something else (ADP304).
+        """
+        for key in ("base_model_name_or_path", "revision", "peft_version"):
+            self.text_or_none(key)
+        targets = self.fields.get("target_modules")
+        listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+        if not (listed or targets is None or isinstance(targets, str)):
+            raise self._makes_no_sense("target_modules", "a list of names, or a pattern")
 
     def _makes_no_sense(self, key: str, due: str) -> CorruptError:
         try:
@@ -130,7 +145,7 @@ def read_config(folder: Folder) -> AdapterConfig:
 
     Raises:
         NotFoundError: there is none (ADP304).
-        CorruptError: it is no JSON object that names a PEFT type (ADP304).
+        CorruptError: it is no JSON object that names a PEFT type, or a field has a type that makes no sense (ADP304).
     """
     name = f"{folder.location}/{CONFIG_NAME}"
     try:
@@ -162,7 +177,9 @@ def read_config(folder: Folder) -> AdapterConfig:
             code="ADP304",
             hint="Is this a base model's folder, or a config of another library?",
         )
-    return AdapterConfig(text, fields, name)
+    config = AdapterConfig(text, fields, name)
+    config.check_types()
+    return config
 
 
 def _what_is_there(folder: Folder) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from adaptertool.methods.plain import PLAIN_METHODS, REMOVED_METHODS, UnknownMethod
+from adaptertool.errors import UnsupportedError
+from adaptertool.methods.plain import NOT_KNOWN, PLAIN_METHODS, REMOVED_METHODS, UnknownMethod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,8 +71,29 @@ PEFT_TYPES = frozenset((*_PLAIN, *_FILES)) - {method.peft_type for method in REM
 
 def method_of(config: AdapterConfig) -> Method:
     """The method that a config names; one that claims nothing where this version does not know it."""
-    peft_type = config.peft_type.upper()
+    peft_type = config.peft_type
     if peft_type in _FILES:
         method: Method = getattr(importlib.import_module(f"{__name__}.{_FILES[peft_type]}"), peft_type)
         return method
-    return _PLAIN.get(peft_type) or UnknownMethod(config.peft_type)
+    return _PLAIN.get(peft_type) or UnknownMethod(peft_type, _in_upper_case(peft_type))
+
+
+def known_method_of(config: AdapterConfig) -> Method:
+    """The method that a config names, for those who change its files.
+
+    Raises:
+        UnsupportedError: this version does not know it.
+    """
+    method = method_of(config)
+    if method.known:
+        return method
+    hint = "Its tensors stay as they are: `adaptertool inspect` lists them. A newer adaptertool may know it."
+    if (spelled := _in_upper_case(config.peft_type)) is not None:
+        hint = f'PEFT spells its methods in upper case, and raises KeyError here: "peft_type": "{spelled}" is what it takes.'
+    raise UnsupportedError(f"{config.name}: peft_type {config.peft_type} is {NOT_KNOWN}", hint=hint)
+
+
+def _in_upper_case(peft_type: str) -> str | None:
+    """The method that is meant, where only the case of a name is wrong."""
+    known = peft_type.upper()
+    return known if known != peft_type and (known in _FILES or known in _PLAIN) else None

@@ -115,6 +115,10 @@ class PlainMethod:
         return tuple(found)
 
 
+NOT_KNOWN = "no method of PEFT 0.21.2, the newest release that this version knows"
+"""What is said of a `peft_type`."""
+
+
 class UnknownMethod:
     """A method of a PEFT release newer than this tool: its tensors are listed, and nothing is claimed of them."""
 
@@ -123,8 +127,9 @@ class UnknownMethod:
     merge = None
     prefixes = ()
 
-    def __init__(self, peft_type: str) -> None:
-        self.peft_type = peft_type
+    def __init__(self, peft_type: str, meant: str | None = None) -> None:
+        """`meant` is the method that is spelled like it but for the case, which PEFT raises KeyError for."""
+        self.peft_type, self._meant = peft_type, meant
 
     def rank(self, config: AdapterConfig) -> int | None:
         """The config's `r`, if it is a number."""
@@ -146,9 +151,10 @@ class UnknownMethod:
         """That the method is not known."""
         names = tuple(name for name in tensors if self.role(name, config) == "other")
         message = (
-            f"{self.peft_type} is no method of PEFT 0.21.2, the newest release that this version knows: its tensors are "
-            "listed, and which of them were trained is not known."
+            f"{self.peft_type} is {NOT_KNOWN}: its tensors are listed, and which of them were trained is not known."
         )
+        if self._meant is not None:
+            message += f" PEFT spells its methods in upper case: {self._meant} may be meant."
         return (Note(message, names, sum(tensors[name].nbytes for name in names)),)
 
 

@@ -3,6 +3,10 @@
 PEFT saves embeddings whole where the adapter targets one, where the vocabulary was resized, and on request
 (`save_embedding_layers`); nothing trained them. Loading puts them over the base's own, so that a file without them loads to
 the same model, if they were the same bytes. A resized embedding is not: the base has another number of rows.
+
+Where the base ties its output layer to its embedding, both names load into one parameter, and the later one wins: they go
+only where both are the base's own. The output layer then has no tensor in the base's file, and a base that is loaded untied
+(`tie_word_embeddings=False`) takes it from the adapter, or at random: such a copy stays. Run with PEFT 0.21.2.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.base.code import ModelCode
 from adaptertool.merge.base.names import Names, modules_of
+from adaptertool.merge.base.paths import pattern_of
 from adaptertool.methods.base import CannotDrawError, copies_of_the_base
 from adaptertool.operations.base_layers import base_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.base.files import Base
@@ -59,8 +64,8 @@ class BaseCopies:
     Attributes:
         base: Where the base is.
         revision: The commit that was read, on the Hub.
-        same: Those that are the base's own, by the adapter's name.
-        others: Why each of the rest is not, by the adapter's name.
+        same: Those that are the base's own and can go, by the adapter's name.
+        others: Why each of the rest has to stay, by the adapter's name.
         bytes: What those that are the same take up.
     """
 
@@ -133,6 +138,9 @@ def compare(adapter: Adapter, base: str, token: str | None, progress: Progress) 
                 same[name] = found
             else:
                 others[name] = found
+    for name, why in _held_back(same, names, model).items():
+        others[name] = why
+        del same[name]
     folder = model.folder
     return BaseCopies(folder.location, folder.revision, same, others, sum(tensors[name].nbytes for name in same))
 
@@ -182,19 +190,55 @@ def _paired(one: Iterator[memoryview], other: Iterator[memoryview]) -> Iterator[
         left, right = left[length:], right[length:]
 
 
+def _held_back(same: Mapping[str, BaseCopy], names: Collection[str], base: Base) -> dict[str, str]:
+    """Of the copies that are the base's own, those that have to stay because of what the base ties, and why."""
+    code = ModelCode(base.config)
+    modules = {name: _module(name)[0] for name in names}
+    tied = {name: {pattern_of(module), *code.tied_with(module)} for name, module in modules.items()}
+    stay = {}
+    for name, copy in same.items():
+        # Of code that is not known nothing says which layers are tied.
+        joined = [other for other in names if not code.known or not tied[name].isdisjoint(tied[other])]
+        changed = [other for other in joined if other not in same]
+        if changed:
+            stay[name] = f"{name} is the base's own, and loads into what {changed[0]} loads into, which is not"
+        elif _own(name, base) is None:
+            stay[name] = (
+                f"{name} stays: the base's file has it as {copy.base_tensor} alone, and a base that is loaded with its "
+                "embeddings untied takes it from the adapter"
+            )
+    return stay
+
+
 def _in_base(name: str, base: Base) -> str | None:
     """The base's tensor that a tensor of the adapter would be a copy of."""
+    if (own := _own(name, base)) is not None:
+        return own
+    # A tied head is stored as the embedding that it is.
+    module, leaf = _module(name)
+    names = _names(base)
+    embeddings = {names.find(other).module for other in ModelCode(base.config).tied_with(module)} - {None}
+    found = f"{embeddings.pop()}.{leaf}" if len(embeddings) == 1 else None
+    return found if found in base.files else None
+
+
+def _own(name: str, base: Base) -> str | None:
+    """The base's tensor that goes by the name of one of the adapter."""
+    module, leaf = _module(name)
+    found = f"{_names(base).find(module).module}.{leaf}"
+    return found if found in base.files else None
+
+
+def _module(name: str) -> tuple[str, str]:
+    """The module of the base that a tensor of the adapter belongs to, and the tensor's name in it."""
     path = re.sub(r"\.(token_adapter|original_module|base_layer)(?=\.)", "", name.removeprefix(PEFT_PREFIX))
     module, _, leaf = path.rpartition(".")
-    modules = modules_of(base.files)
+    return module, leaf
+
+
+def _names(base: Base) -> Names:
     code = ModelCode(base.config)
-    names = Names(modules, code.wrappers, code.leading)
-    found = names.find(module).module
-    if found is None:
-        # A tied head is stored as the embedding that it is.
-        embeddings = {names.find(other).module for other in code.tied_with(module)} - {None}
-        found = embeddings.pop() if len(embeddings) == 1 else None
-    return f"{found}.{leaf}" if found is not None and f"{found}.{leaf}" in base.files else None
+    return Names(modules_of(base.files), code.wrappers, code.leading)
 
 
 def finding_about(adapter: Adapter, copies: BaseCopies | None = None) -> list[Finding]:

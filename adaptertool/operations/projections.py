@@ -121,8 +121,6 @@ def examine(
     known = cannot = None
     # Before anything is compared: a config that makes no sense is no reason to read gigabytes.
     try:
-        # Which PEFT wrote it decides what some methods draw.
-        adapter.config.text_or_none("peft_version")
         basis = _basis(adapter, rule, shapes)
         if basis is not None:
             if not shapes_proven:

@@ -13,7 +13,7 @@ from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, joined, kept
 from adaptertool.checkpoint.writing.writer import Change
 from adaptertool.errors import CorruptError, UnsupportedError, UsageError
-from adaptertool.methods import method_of
+from adaptertool.methods import known_method_of
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import brought_back, recorded
@@ -94,7 +94,7 @@ def restore(
     adapter = open_adapter(place)
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
-    rule = method_of(adapter.config).projections
+    rule = known_method_of(adapter.config).projections
     missing = _missing_of_the_base(adapter)
     tensors = missing_copies(adapter)
     if rule is None and not missing and not tensors:

@@ -15,7 +15,7 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, in_order, kept
 from adaptertool.checkpoint.writing.writer import Change
-from adaptertool.methods import method_of
+from adaptertool.methods import known_method_of
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import compare, finding_about
 from adaptertool.operations.finished import Earlier, finished
@@ -101,7 +101,7 @@ def slim(
     # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
     destination.prepare(place.folder)
     adapter = open_adapter(place)
-    rule = rule_for(adapter, method_of(adapter.config))
+    rule = rule_for(adapter, known_method_of(adapter.config))
     earlier = list(_earlier(adapter, destination)) if not force else []
     copies = compare(adapter, base, token, progress) if earlier and base is not None else None
     for one in earlier:
@@ -196,10 +196,7 @@ def _plan(
         plan = _without_copies(adapter, plan, copies)
     if not plan.removed:
         reason = "; ".join(copies.others.values()) if copies is not None else None
-        if reason:
-            result = replace(plan.result, action="refused", reason=reason, hint=KEEP)
-            return replace(plan, result=result)
-        return plan
+        return replace(plan, result=replace(plan.result, reason=reason)) if reason else plan
     if plan.removed >= set(adapter.weights.tensors):
         reason = "the file holds nothing else, and PEFT loads no file without tensors"
         return _Plan(replace(plan.result, action="nothing-to-do", reason=reason))

@@ -76,7 +76,9 @@ def rewrite_text(result: Rewrite) -> RenderableType:
         text.append("nothing was written", style="dim")
         if result.pull_request:
             text.append(f"\npull request: {printable(result.pull_request)}")
-        return Group(text, *_remarks(result.findings, ("ADP106", "ADP107", "ADP108", "ADP110")))
+        # What a comparison with the base found is the reason already.
+        codes = ("ADP106", "ADP107", "ADP108", *(("ADP110",) if result.base_copies is None else ()))
+        return Group(text, *_remarks(result.findings, codes))
     if result.action == "refused":
         text.append("\nrefused: ", style="bold red")
         text.append(printable(result.reason or ""))
@@ -115,6 +117,9 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.base_copies is not None and result.base_copies.same and result.command == "slim":
         conditions = "".join(f"\n  - {printable(one)}" for one in result.base_copies.loads_with)
         parts += ["", Text(f"PEFT takes the embeddings from the base, and loads the same with:{conditions}")]
+    if result.base_copies is not None and result.base_copies.others and result.command == "slim":
+        stays = "".join(f"\n  - {printable(one)}" for one in result.base_copies.others.values())
+        parts += ["", Text(f"Of the base's embeddings, these were not taken out:{stays}")]
     if result.projections is not None and (
         result.action == "stripped" or (result.action == "kept-one-copy" and result.projections.trained)
     ):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftConfig
 
 from tests import contract
 from tests.checkpoints import CONFIG, FIXTURES, PICKLE, WEIGHTS, Spec, change_config, copy_of, load, snapshot
@@ -49,6 +50,12 @@ BROKEN: dict[str, tuple[Break, str, str | None]] = {
     "seed too large": (lambda folder: change_config(folder, projection_prng_key=2**64), "corrupt", "ADP304"),
     "flag a string": (lambda folder: change_config(folder, save_projection="yes"), "corrupt", "ADP304"),
     "sparse a number": (lambda folder: change_config(folder, sparse=1), "corrupt", "ADP304"),
+    "targets a number": (lambda folder: change_config(folder, target_modules=5), "corrupt", "ADP304"),
+    "targets an object": (lambda folder: change_config(folder, target_modules={"q_proj": 1}), "corrupt", "ADP304"),
+    "targets of numbers": (lambda folder: change_config(folder, target_modules=["q_proj", 5]), "corrupt", "ADP304"),
+    "base a list": (lambda folder: change_config(folder, base_model_name_or_path=[]), "corrupt", "ADP304"),
+    "revision a number": (lambda folder: change_config(folder, revision=5), "corrupt", "ADP304"),
+    "PEFT's version an object": (lambda folder: change_config(folder, peft_version={"a": 1}), "corrupt", "ADP304"),
 }
 
 
@@ -77,6 +84,28 @@ def test_a_broken_checkpoint(name: str, command: list[str], adapter: Path, run: 
     assert contract.violations(document, contract.ERROR) == []
     assert (document["error"]["kind"], document["error"]["code"]) == (kind, code)
     assert snapshot(adapter) == before
+
+
+@pytest.mark.parametrize("command", ["slim --check", "slim --keep-one-copy --check", "restore --in-place"])
+@pytest.mark.parametrize(("peft_type", "meant"), [("RANDLORA2", None), ("randlora", "RANDLORA"), ("Lora", "LORA")])
+def test_nothing_is_done_about_a_method_that_is_not_known(
+    peft_type: str, meant: str | None, command: str, adapter: Path, run: Run
+) -> None:
+    """PEFT 0.21.2 knows none of these names, in lower case either: KeyError."""
+    change_config(adapter, peft_type=peft_type)
+    with pytest.raises(KeyError):
+        PeftConfig.from_pretrained(str(adapter))
+    before = snapshot(adapter)
+    verb, *options = command.split()
+    outcome = run(verb, adapter, *options, "--base", FIXTURES / "base-llama")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert f"{peft_type} is no method of PEFT" in outcome.err
+    assert f'"peft_type": "{meant}"' in outcome.err if meant else "newer adaptertool" in outcome.err
+    assert snapshot(adapter) == before
+    listed = run("inspect", adapter)
+    assert listed.code == 0
+    assert f"{peft_type} is no method of PEFT" in listed.out
+    assert "trained parameters" not in listed.out
 
 
 @pytest.mark.parametrize("command", ["inspect", "slim", "restore"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
+
+    from tests.conftest import Run
 
 FAMILIES = ("llama", "opt", "qwen2", "gemma3")
 LOADINGS: tuple[dict[str, Any], ...] = ({}, {"low_cpu_mem_usage": True}, {"autocast_adapter_dtype": False})
@@ -82,25 +85,34 @@ class Case:
             again = PeftModel.from_pretrained(self.base(), str(folder)).eval()
         assert torch.equal(logits(again), self.logits)
 
+    def loads_untied(self, folder: Path) -> None:
+        """The folder gives an untied base, whose head no file has, the outputs of the training run."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: Any = self.model_class.from_pretrained(self.base_folder, tie_word_embeddings=False)
+            assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+            assert torch.equal(logits(PeftModel.from_pretrained(model, str(folder)).eval()), self.logits)
 
-def assert_goes_and_comes_back(case: Case, names: set[str], work: Path) -> None:
+
+def assert_goes_and_comes_back(case: Case, names: set[str], work: Path, *, stays: frozenset[str] = frozenset()) -> None:
     (finding,) = [one for one in adaptertool.inspect(case.folder).findings if one.code == "ADP110"]
-    assert set(finding.tensors) == names
-    assert finding.bytes == sum(tensors(case.folder)[name].nbytes for name in names)
+    assert set(finding.tensors) == names | stays
+    assert finding.bytes == sum(tensors(case.folder)[name].nbytes for name in names | stays)
     assert "--base" in str(finding.fix)
     assert adaptertool.slim(case.folder, dry_run=True).action == "nothing-to-do"
 
     slimmed = work / "slim"
     result = adaptertool.slim(case.folder, output=slimmed, base=str(case.base_folder))
     assert result.action == "stripped"
-    assert result.bytes_changed == finding.bytes
+    assert result.bytes_changed == sum(tensors(case.folder)[name].nbytes for name in names)
     assert result.base_copies is not None
     assert set(result.base_copies.same) == names
+    assert set(result.base_copies.others) == stays
     assert set(tensors(case.folder)) - set(tensors(slimmed)) == names
     assert read_config(slimmed) == read_config(case.folder)
     case.loads_alike(slimmed)
 
-    assert adaptertool.inspect(slimmed).findings == ()
+    assert {name for one in adaptertool.inspect(slimmed).findings for name in one.tensors} == stays
     assert adaptertool.slim(slimmed, base=str(case.base_folder), dry_run=True).action == "nothing-to-do"
     restored = work / "restored"
     assert adaptertool.restore(slimmed, output=restored).action == "restored"
@@ -146,10 +158,68 @@ def test_other_methods_on_an_embedding(peft_type: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
 def test_embeddings_saved_on_request(family: str, tied: bool, tmp_path: Path) -> None:
-    """The head of a tied base is stored as the embedding that it is."""
+    """The base's file has no head where it is tied: there the adapter's stays, for those who load the base untied."""
     case = Case(tmp_path, family, tied=tied, save=True)
     inner = "base_model.model.transformer.wte" if family == "gpt2" else embedding(family)
-    assert_goes_and_comes_back(case, {f"{inner}.weight", "base_model.model.lm_head.weight"}, tmp_path)
+    head = frozenset({"base_model.model.lm_head.weight"})
+    goes = {f"{inner}.weight", *(() if tied else head)}
+    assert_goes_and_comes_back(case, goes, tmp_path, stays=head if tied else frozenset())
+    for folder in (case.folder, tmp_path / "slim"):
+        case.loads_untied(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_targeted_head_of_a_tied_base_stays(family: str, tmp_path: Path) -> None:
+    case = Case(tmp_path, family, tied=True, target_modules=["lm_head", "q_proj"])
+    assert "base_model.model.lm_head.base_layer.weight" in tensors(case.folder)
+    assert_stays(case, "a base that is loaded with its embeddings untied takes it from the adapter")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("which", ["head", "embedding"])
+def test_two_names_of_one_parameter_stay_where_one_of_them_is_not_the_bases(
+    which: str, family: str, tmp_path: Path
+) -> None:
+    """PEFT loads both into the one, and the later wins."""
+    case = Case(tmp_path, family, tied=True, save=True)
+    name = "base_model.model.lm_head.weight" if which == "head" else f"{embedding(family)}.weight"
+
+    def halve(state: dict[str, torch.Tensor]) -> None:
+        state[name] = state[name] / 2
+
+    case.folder = changed(case.folder, tmp_path / "halved", halve)
+    assert_stays(case, f"loads into what {name} loads into, which is not")
+
+
+def test_what_a_base_of_unknown_code_ties_is_not_known(tmp_path: Path) -> None:
+    case = Case(tmp_path, tied=False, save=True)
+    config = json.loads((case.base_folder / "config.json").read_text())
+    (case.base_folder / "config.json").write_text(json.dumps({**config, "model_type": "of_tomorrow"}))
+
+    def halve(state: dict[str, torch.Tensor]) -> None:
+        state["base_model.model.lm_head.weight"] /= 2
+
+    case.folder = changed(case.folder, tmp_path / "halved", halve)
+    assert_stays(case, "loads into what base_model.model.lm_head.weight loads into")
+
+
+@pytest.mark.parametrize("peft_type", ["VERA", "LORA"])
+def test_what_stays_is_no_reason_to_fail(peft_type: str, tmp_path: Path, run: Run) -> None:
+    """The first run says what it left and why; the second has nothing to do, whatever else the first one found."""
+    case = Case(tmp_path, peft_type=peft_type, save=True)
+
+    def halve(state: dict[str, torch.Tensor]) -> None:
+        for name in ("base_model.model.lm_head.weight", f"{embedding('llama')}.weight"):
+            state[name] = state[name].bfloat16()
+
+    folder = changed(case.folder, tmp_path / "halved", halve)
+    outcomes = [
+        run("slim", str(folder), "--base", str(case.base_folder), *options)
+        for options in (["--in-place"], ["--check"], ["--in-place"])
+    ]
+    assert [one.code for one in outcomes] == [0, 0, 0]
+    for one in outcomes:
+        assert "is stored as bfloat16, and the base's lm_head.weight as float32" in one.out
 
 
 def test_projections_and_embeddings_go_together(tmp_path: Path) -> None:
@@ -172,7 +242,7 @@ def test_projections_and_embeddings_go_together(tmp_path: Path) -> None:
 def assert_stays(case: Case, *words: str) -> None:
     before = {path.name: path.read_bytes() for path in case.folder.iterdir()}
     result = adaptertool.slim(case.folder, in_place=True, base=str(case.base_folder))
-    assert result.action == "refused"
+    assert result.action == "nothing-to-do"
     assert result.reason is not None
     for word in words:
         assert word in result.reason, result.reason
