@@ -312,7 +312,7 @@ def config_cases() -> Iterator[Case]:
             "corrupt",
             "ADP304",
             slim=3,
-            restore=3 if field == "save_projection" else 0,
+            restore=3 if field in ("save_projection", "base_model_name_or_path", "peft_version") else 0,
         )
 
 
@@ -385,6 +385,8 @@ def value_cases() -> Iterator[Case]:
         "config-with-control-characters",
         "a base model and a type that would steer a terminal",
         with_config(json.dumps({"peft_type": "\x1b[31mNEW", "base_model_name_or_path": "a\x1b]0;b\x07\u202e\ud800"})),
+        slim=3,
+        restore=3,
     )
     yield Case(
         "no-elements",
