@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.header import TORCH_DTYPES
+from adaptertool.checkpoint.records import read_record, removed_tensor
 from adaptertool.checkpoint.writing.serialize import NewTensor
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
@@ -270,30 +271,18 @@ def recorded(metadata: Mapping[str, str] | None) -> dict[str, BaseCopy]:
     Raises:
         ValueError: the record can't be understood.
     """
-    text = (metadata or {}).get(METADATA_KEY)
-    if text is None:
-        return {}
-    try:
-        document = json.loads(text)
-        if document["schema"] != SCHEMA:
-            raise ValueError("it is of a kind that this version does not know")
-        return {str(name): _copy(entry) for name, entry in document["tensors"].items()}
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("it is incomplete") from error
+    return read_record(metadata, METADATA_KEY, SCHEMA, _copies) or {}
+
+
+def _copies(document: Mapping[str, Any]) -> dict[str, BaseCopy]:
+    return {str(name): _copy(entry) for name, entry in document["tensors"].items()}
 
 
 def _copy(entry: Mapping[str, Any]) -> BaseCopy:
-    base_tensor, shape, dtype, digest = (entry[key] for key in ("base_tensor", "shape", "dtype", "sha256"))
-    if (
-        not isinstance(base_tensor, str)
-        or not isinstance(shape, list)
-        or not all(type(dim) is int and 0 <= dim < 2**40 for dim in shape)
-        or dtype not in TORCH_DTYPES
-        or not isinstance(digest, str)
-        or not re.fullmatch(r"[0-9a-f]{64}", digest)
-    ):
+    tensor, base_tensor = removed_tensor(entry), entry["base_tensor"]
+    if not isinstance(base_tensor, str):
         raise ValueError("a tensor in it makes no sense")
-    return BaseCopy(base_tensor, tuple(shape), str(dtype), digest)
+    return BaseCopy(base_tensor, tensor.shape, tensor.dtype, tensor.sha256)
 
 
 def brought_back(

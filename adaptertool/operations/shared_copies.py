@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from adaptertool.checkpoint.records import read_record
 from adaptertool.checkpoint.writing.serialize import kept
 from adaptertool.errors import CorruptError
 
@@ -38,7 +39,7 @@ def missing_copies(adapter: Adapter) -> list[NewTensor]:
         CorruptError: the record can't be understood, or names tensors that are not there.
     """
     try:
-        record = _recorded(adapter.weights.metadata)
+        record = read_record(adapter.weights.metadata, METADATA_KEY, SCHEMA, _copies) or {}
     except ValueError as error:
         raise CorruptError(
             f"the record of shared tensors in {adapter.folder.location} can't be read: {error}",
@@ -58,17 +59,8 @@ def missing_copies(adapter: Adapter) -> list[NewTensor]:
     ]
 
 
-def _recorded(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    text = (metadata or {}).get(METADATA_KEY)
-    if text is None:
-        return {}
-    try:
-        document = json.loads(text)
-        if document["schema"] != SCHEMA:
-            raise ValueError("it is of a kind that this version does not know")
-        copies = document["copies"]
-        if not all(isinstance(canonical, str) for canonical in copies.values()):
-            raise ValueError("a name in it makes no sense")
-        return dict(copies)
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("it is incomplete") from error
+def _copies(document: Mapping[str, Any]) -> dict[str, str]:
+    copies = document["copies"]
+    if not all(isinstance(canonical, str) for canonical in copies.values()):
+        raise ValueError("a name in it makes no sense")
+    return dict(copies)

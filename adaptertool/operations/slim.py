@@ -11,6 +11,7 @@ from adaptertool import __version__
 from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
 from adaptertool.checkpoint.discover import is_checkpoint
 from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.checkpoint.records import RemovedTensor
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, in_order, kept
@@ -35,7 +36,7 @@ from adaptertool.operations.rewrite import Destination, Rewrite, read_whole, unc
 from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_KEY
 from adaptertool.operations.shared_copies import to_metadata
 from adaptertool.progress import SILENT, Progress
-from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
+from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
 from adaptertool.projection.loader import loader_for, parse_version
 from adaptertool.words import natural
 

@@ -6,11 +6,11 @@ One JSON document under the key `adaptertool` of the file's safetensors metadata
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.header import TORCH_DTYPES
+from adaptertool.checkpoint.records import RemovedTensor, read_record, removed_tensor
 from adaptertool.projection.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -18,21 +18,6 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "adaptertool"
 SCHEMA = "adaptertool/fingerprint/1"
-
-
-@dataclass(frozen=True)
-class RemovedTensor:
-    """One projection that was removed.
-
-    Attributes:
-        shape: Elements along each dimension.
-        dtype: safetensors' name of the dtype that it was stored in.
-        sha256: Of its bytes, little-endian and row-major, in hexadecimal.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -84,34 +69,16 @@ class Fingerprint:
         Raises:
             ValueError: it holds one that can't be understood.
         """
-        text = (metadata or {}).get(METADATA_KEY)
-        if text is None:
-            return None
-        try:
-            document = json.loads(text)
-            if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-                raise ValueError("it is of a kind that this version does not know")
-            tensors = {str(kind): _tensor(entry) for kind, entry in document["tensors"].items()}
-            if not tensors:
-                raise ValueError("it names no tensors")
-            recipe = Recipe.from_json(document["recipe"])
-            # Indices beside floating point tensors are int64 whatever those are stored in.
-            if not {TORCH_DTYPES[tensor.dtype] for tensor in tensors.values()} <= {recipe.stored_dtype, "int64"}:
-                raise ValueError("its recipe and its tensors name different dtypes")
-            loads_with = tuple(str(sentence) for sentence in document.get("loads_with", ()))
-            return Fingerprint(recipe, tensors, loads_with)
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError("it is incomplete") from error
+        return read_record(metadata, METADATA_KEY, SCHEMA, _parsed)
 
 
-def _tensor(entry: Mapping[str, object]) -> RemovedTensor:
-    shape, dtype, digest = entry["shape"], entry["dtype"], entry["sha256"]
-    if (
-        not isinstance(shape, list)
-        or not all(type(dim) is int and 0 <= dim < 2**40 for dim in shape)
-        or dtype not in TORCH_DTYPES
-        or not isinstance(digest, str)
-        or not re.fullmatch(r"[0-9a-f]{64}", digest)
-    ):
-        raise ValueError("a tensor in it makes no sense")
-    return RemovedTensor(tuple(shape), str(dtype), digest)
+def _parsed(document: Mapping[str, Any]) -> Fingerprint:
+    tensors = {str(kind): removed_tensor(entry) for kind, entry in document["tensors"].items()}
+    if not tensors:
+        raise ValueError("it names no tensors")
+    recipe = Recipe.from_json(document["recipe"])
+    # Indices beside floating point tensors are int64 whatever those are stored in.
+    if not {TORCH_DTYPES[tensor.dtype] for tensor in tensors.values()} <= {recipe.stored_dtype, "int64"}:
+        raise ValueError("its recipe and its tensors name different dtypes")
+    loads_with = tuple(str(sentence) for sentence in document.get("loads_with", ()))
+    return Fingerprint(recipe, tensors, loads_with)

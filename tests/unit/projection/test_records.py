@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptertool.checkpoint.records import RemovedTensor
 from adaptertool.errors import UsageError
 from adaptertool.projection.dtypes import STORED_NAMES
-from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint, RemovedTensor
+from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
 from adaptertool.projection.generation import Generation
 from adaptertool.projection.loader import loader_for, parse_version
 from adaptertool.projection.recipe import Recipe, conditions, draws
