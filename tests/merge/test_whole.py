@@ -162,3 +162,27 @@ def test_a_module_to_save_within_another(tmp_path: Path) -> None:
             assert report.verdict == due
         else:
             assert not any("twice" in finding.message for finding in report.findings)
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize(
+    ("lost", "due"), [("qa_outputs.bias", "not-mergeable"), ("qa_outputs.weight", "not-mergeable"), (None, "mergeable")]
+)
+def test_a_saved_module_of_which_one_tensor_is_missing(
+    lost: str | None, due: str, headless: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    made = transformers.BertForQuestionAnswering(transformers.BertConfig(**SIZES))
+    (made.bert if headless else made).save_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules=["query"], r=2, task_type="QUESTION_ANS")
+    get_peft_model(made, config).save_pretrained(str(tmp_path / "adapter"))
+    edit(tmp_path / "adapter", lambda held: {k: v for k, v in held.items() if lost is None or not k.endswith(lost)})
+    base = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
+    if lost is None:
+        PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload(safe_merge=True)
+    else:
+        with pytest.raises(KeyError, match=lost):
+            PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    assert check_merge(tmp_path / "adapter", tmp_path / "base").verdict == due
+    without = check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=False).verdict
+    assert without in ((due,) if lost is None else (due, "unknown"))

@@ -148,6 +148,13 @@ def lacking(
         for module, leaves in layers.modules.items()
         if "weight" in leaves and module not in there and _is_saved(module, entries) and not layers.is_beyond(module)
     ]
+    guesses += [
+        name
+        for module in dict.fromkeys(map(_module_of, held))
+        if module not in adapted and _is_saved(module, entries)
+        for leaf in _leaves(module, layers)
+        if (name := f"{PREFIX}{module}.{leaf}") not in held
+    ]
     heads = tuple(entry for entry in entries if entry in HEADS_OF_TASKS)
     # Of a task's heads PEFT adds all names, and the model has one of them.
     of_task = heads and adapter.config.fields.get("task_type") in (*_LABELLED, "QUESTION_ANS")
@@ -203,6 +210,16 @@ def _is_whole(name: str, adapter: Adapter) -> bool:
 def _module_of(name: str) -> str:
     parts = name.removeprefix(PREFIX).split(".")[:-1]
     return ".".join(part for part in parts if part not in _WRAPPED)
+
+
+def _leaves(module: str, layers: BaseLayers) -> Iterator[str]:
+    """The tensors of a layer of the model, as its code has them, or else the base's file."""
+    stored, code = layers.stored(module), layers.code.layer(module)
+    known = code is not None and code.kind not in ("experts", "unknown")
+    if known or f"{stored}.weight" in layers.base.files:
+        yield "weight"
+    if code.bias if known and code is not None and code.bias is not None else f"{stored}.bias" in layers.base.files:
+        yield "bias"
 
 
 def _is_saved(module: str, entries: tuple[str, ...]) -> bool:
