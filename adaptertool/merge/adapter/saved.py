@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.result import LayerResult
 from adaptertool.merge.trial.extremes import INFINITE_FROM, largest
 from adaptertool.methods import method_of
@@ -120,13 +121,13 @@ def broken_beside(adapter: Adapter, dtype: str | None, most_bytes: float) -> Ite
 
 def _paths(tensors: Iterable[str]) -> set[str]:
     """The modules that hold tensors of these names, and those that hold them."""
-    names = (name.removeprefix("base_model.model.").split(".") for name in tensors)
+    names = (name.removeprefix(PEFT_PREFIX).split(".") for name in tensors)
     return {".".join(parts[:at]) for parts in names for at in range(1, len(parts))}
 
 
 def _saved_without_weight(adapter: Adapter, entries: tuple[str, ...]) -> tuple[str, ...]:
     """The outermost modules of the file that an entry fits and that have no weight of their own."""
-    names = [name.removeprefix("base_model.model.") for name in adapter.weights.tensors]
+    names = [name.removeprefix(PEFT_PREFIX) for name in adapter.weights.tensors]
     saved: dict[str, None] = {}
     for name in names:
         parts = name.split(".")

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.findings import Finding
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.adapter.saved import HEADS_OF_TASKS, saved_entries
 from adaptertool.merge.result import LayerResult
 from adaptertool.methods import method_of
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
     from adaptertool.merge.base.shared_tensors import SharedTensors
-
-PREFIX = "base_model.model."
 
 _WRAPPED = ("base_layer", "token_adapter", "original_module", "modules_to_save")
 """What stands in a tensor's name between a module that PEFT wrapped and its parameter."""
@@ -51,7 +50,7 @@ def misfits(
     modules: dict[str, list[TensorInfo]] = {}
     for name, tensor in adapter.weights.tensors.items():
         module = _module_of(name)
-        plain = name == f"{PREFIX}{module}.{name.rpartition('.')[2]}"
+        plain = name == f"{PEFT_PREFIX}{module}.{name.rpartition('.')[2]}"
         if _is_whole(name, adapter) and module not in told and not (plain and module in adapted):
             modules.setdefault(module, []).append(tensor)
     for module, tensors in modules.items():
@@ -80,7 +79,7 @@ def other_labels(adapter: Adapter, layers: BaseLayers) -> Iterator[Finding | Lay
     for name, tensor in adapter.weights.tensors.items():
         module = _module_of(name)
         head = module.endswith(("classifier", "score", "classifier.out_proj"))
-        if not (head and name == f"{PREFIX}{module}.weight" and len(tensor.shape) == 2) or layers.stored(module):
+        if not (head and name == f"{PEFT_PREFIX}{module}.weight" and len(tensor.shape) == 2) or layers.stored(module):
             continue
         labels = tensor.shape[0]
         if labels == (_DEFAULT_LABELS if said is None else said):
@@ -104,8 +103,8 @@ def nested(adapter: Adapter) -> Iterator[Finding]:
     entries = saved_entries(adapter)
     found: dict[str, list[str]] = {}
     for name in adapter.weights.tensors:
-        if name.startswith(PREFIX) and _is_whole(name, adapter):
-            parts = name.removeprefix(PREFIX).split(".")
+        if name.startswith(PEFT_PREFIX) and _is_whole(name, adapter):
+            parts = name.removeprefix(PEFT_PREFIX).split(".")
             paths = [".".join(parts[:at]) for at in range(1, len(parts)) if parts[at - 1] not in _WRAPPED]
             saved = [path for path in paths if path.endswith(entries)] if entries else []
             if len(saved) > 1:
@@ -136,7 +135,7 @@ def lacking(
     held = adapter.weights.tensors
     if live is not None:
         names = (
-            f"{PREFIX}{path}.{leaf}"
+            f"{PEFT_PREFIX}{path}.{leaf}"
             for path, layer in live.items()
             if path not in adapted and _is_saved(path, entries) and not layers.is_quantized(layers.stored(path) or "")
             for leaf in layer.parameters or ()
@@ -144,7 +143,7 @@ def lacking(
         return tuple(name for name in names if name not in held)
     there = {layers.stored(_module_of(name)) for name in held if _is_whole(name, adapter)} | {*adapted}
     guesses = [
-        f"{PREFIX}{module}.weight"
+        f"{PEFT_PREFIX}{module}.weight"
         for module, leaves in layers.modules.items()
         if "weight" in leaves and module not in there and _is_saved(module, entries) and not layers.is_beyond(module)
     ]
@@ -159,7 +158,7 @@ def lacking(
     # Of a task's heads PEFT adds all names, and the model has one of them.
     of_task = heads and adapter.config.fields.get("task_type") in (*_LABELLED, "QUESTION_ANS")
     if of_task and not any(_is_saved(_module_of(name), heads) for name in held):
-        guesses.append(f"{PREFIX}{heads[0]}.weight")
+        guesses.append(f"{PEFT_PREFIX}{heads[0]}.weight")
     return tuple(guesses)
 
 
@@ -201,14 +200,14 @@ def lacking_tokens(adapter: Adapter) -> Iterator[Finding]:
 
 def _is_whole(name: str, adapter: Adapter) -> bool:
     """Whether a tensor stands in the base's place: of a module to save, an embedding that was saved beside, or a bias."""
-    if not name.startswith(PREFIX):
+    if not name.startswith(PEFT_PREFIX):
         return False
     role = method_of(adapter.config).role(name, adapter.config)
     return role in ("saved-module", "bias") or name.endswith(("base_layer.weight", "base_layer.bias"))
 
 
 def _module_of(name: str) -> str:
-    parts = name.removeprefix(PREFIX).split(".")[:-1]
+    parts = name.removeprefix(PEFT_PREFIX).split(".")[:-1]
     return ".".join(part for part in parts if part not in _WRAPPED)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adaptertool.checkpoint.finite import first_not_finite
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.trial.extremes import INFINITE_FROM, largest, odd_factor, usual_size
 from adaptertool.methods import method_of
 
@@ -190,7 +191,7 @@ class AdapterValues:
         ignored = rule is not None and rule.flag is not None and not config.flag(rule.flag, rule.flag_default)
         extreme: tuple[str, float] | None = None
         for name, tensor in self._adapter.weights.tensors.items():
-            if not name.startswith("base_model.") or name.startswith("base_model.model."):
+            if not name.startswith("base_model.") or name.startswith(PEFT_PREFIX):
                 continue
             trained = method.role(name, config) == "trainable"
             if (ignored and not trained) or tensor.nbytes > self._budget:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adaptertool.merge.adapter.saved import saved_entries
 from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.base.code import runs_by_ties, scales_embeddings
 from adaptertool.merge.base.paths import pattern_of
@@ -61,8 +62,7 @@ class Hazards:
         self._shared = shared
         self._tokens = tokens
         self._general = rule.hazard(adapter.config.fields)
-        saved = adapter.config.fields.get("modules_to_save")
-        self._saved = tuple(end for end in saved if isinstance(end, str) and end) if isinstance(saved, list) else ()
+        self._saved = saved_entries(adapter)
         if self._general is None and runs_by_ties(layers.code.model_type) and shared.ends_apart(self._saved):
             # `_unload_and_optionally_merge` in peft/tuners/tuners_utils.py, read at 0.21.2.
             self._general = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.adapter.tokens import is_token_layer
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def layer_merge(adapter: Adapter, rule: MergeRule, adapted: AdaptedLayer, layer:
     fields = adapter.config.fields
     bias = rule.bias if rule.bias is not None and rule.bias.wanted(fields) and not is_token_layer(adapted) else None
     wrapper = "token_adapter." if "token_adapter.trainable_tokens_delta" in adapted.tensors else ""
-    copy = adapter.weights.tensors.get(f"base_model.model.{adapted.module}.{wrapper}base_layer.weight")
+    copy = adapter.weights.tensors.get(f"{PEFT_PREFIX}{adapted.module}.{wrapper}base_layer.weight")
     # The tensors of a layer that is blocked need not be what its product takes.
     product = rule.product(fields, adapted.module, adapted.tensors) if layer.status == "ok" else None
     return LayerMerge(adapted, layer, bias, product, copy)
