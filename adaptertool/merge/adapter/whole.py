@@ -152,7 +152,7 @@ def lacking(
         for module in dict.fromkeys(map(_module_of, held))
         if module not in adapted and _is_saved(module, entries)
         for leaf in _leaves(module, layers)
-        if (name := f"{PREFIX}{module}.{leaf}") not in held
+        if (name := f"{PEFT_PREFIX}{module}.{leaf}") not in held
     ]
     heads = tuple(entry for entry in entries if entry in HEADS_OF_TASKS)
     # Of a task's heads PEFT adds all names, and the model has one of them.
