@@ -276,7 +276,7 @@ def test_a_long_wait_is_not_waited_for(hub: HubServer, headers: dict[str, str]) 
     begin = time.monotonic()
     with pytest.raises(NetworkError, match="limits the rate of requests for"):
         HubFolder("org/name").files()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
     assert len(hub.requests()) == 1
 
 
@@ -285,7 +285,7 @@ def test_nobody_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.monotonic()
     with pytest.raises(NetworkError, match="cannot reach") as caught:
         HubFolder("org/name").files()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
     assert caught.value.hint is not None
     assert "HF_ENDPOINT" in caught.value.hint
 
