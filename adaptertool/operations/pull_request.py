@@ -39,6 +39,9 @@ def pull_request_words(result: Rewrite) -> tuple[str, str]:
     elif result.action == "restored" and report is not None and report.trained:
         title = "Restore copies of shared tensors"
         body = f"Puts {tensors} back: copies of the tensors that layers share, under each of them as PEFT writes them."
+    elif result.action == "restored" and not result.tensors_changed:
+        title = "Load the stored random projections"
+        body = f"In adapter_config.json {result.reason}. {result.hint}"
     elif result.action == "restored":
         title = "Restore the random projections"
         body = (

@@ -179,8 +179,9 @@ def _set_flag(
         reason = "the file holds every copy that can be told of" if rule.trained else "the projections are in the file"
         return replace(result, reason=reason)
     change = Change(None, adapter.weights_name, adapter.config.with_value(rule.flag, True), config_first=True)
-    reason = f"{rule.flag} was false, so that PEFT ignored the stored projections; now it loads them"
-    result = replace(result, action="restored", reason=reason)
+    reason = f"{rule.flag} becomes true: PEFT ignores the stored projections while it is false, and loads them then"
+    hint = "Where PEFT drew others than those, with another torch or on a base in another dtype, the adapter's outputs change."
+    result = replace(result, action="restored", reason=reason, hint=hint)
     return destination.carry_out(adapter, change, result, pull_request_words, progress)
 
 

@@ -34,7 +34,7 @@ class Rewrite(Result):
         target: What was read.
         dry_run: Whether nothing was written on request.
         action: What was done, or would be.
-        reason: Why, where nothing was.
+        reason: Why, where nothing was, or what becomes of the config where that alone was changed.
         output: The folder that was written, or would be.
         bytes_before: The length of the weights file.
         bytes_after: The length of the new one; the same where nothing changes.

@@ -97,8 +97,12 @@ def rewrite_text(result: Rewrite) -> RenderableType:
         ),
         "restored": ("would restore" if result.dry_run else "restored", _where_from(result)),
     }[result.action]
-    text.append(f"\n{done[0]} {plural(result.tensors_changed, 'tensor')}, {size(result.bytes_changed)}", style="green")
-    text.append(f" ({done[1]})")
+    if result.reason and not result.tensors_changed:
+        text.append(f"\n{'would change' if result.dry_run else 'changed'} the config alone: ", style="green")
+        text.append(printable(result.reason))
+    else:
+        text.append(f"\n{done[0]} {plural(result.tensors_changed, 'tensor')}, {size(result.bytes_changed)}", style="green")
+        text.append(f" ({done[1]})")
     text.append(f"\n{size(result.bytes_before)} -> {size(result.bytes_after)}", style="bold")
     if result.bytes_after < result.bytes_before:
         text.append(f", {_share(result.bytes_after, result.bytes_before)} of what it was")
