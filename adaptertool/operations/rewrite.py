@@ -119,7 +119,10 @@ class Destination:
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} contradict each other")
         if not named and not self.dry_run:
-            raise UsageError("nothing says where to write", hint="Add -o DIR, --in-place, --push or --dry-run.")
+            raise UsageError(
+                "nothing says where to write",
+                hint="Add -o DIR, --in-place, --push or --dry-run; slim also takes --check.",
+            )
 
     def check(self, adapter: Adapter) -> None:
         """Refuse what can't be written, before any work is done.

@@ -257,7 +257,10 @@ def _plan_one_copy(
 ) -> _Plan:
     copies = {name for one in report.tensors for name in one.copies}
     if not copies:
-        return _Plan(replace(result, reason="the file holds one copy of what layers share"))
+        reason = "the file holds one copy of what layers share"
+        if not (rule.shared or rule.trained):
+            reason = "each layer has its own, and the file holds them once"
+        return _Plan(replace(result, reason=reason))
     if report.verdict == "copies-differ" and (report.trained or not force):
         hint = "--force keeps the canonical pair, which is the one that PEFT loads."
         hint = "They were trained, and nothing brings them back: keep the file as it is." if report.trained else hint

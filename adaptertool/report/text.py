@@ -101,7 +101,9 @@ def rewrite_text(result: Rewrite) -> RenderableType:
         text.append(f"\n{'would change' if result.dry_run else 'changed'} the config alone: ", style="green")
         text.append(printable(result.reason))
     else:
-        text.append(f"\n{done[0]} {plural(result.tensors_changed, 'tensor')}, {size(result.bytes_changed)}", style="green")
+        text.append(
+            f"\n{done[0]} {plural(result.tensors_changed, 'tensor')}, {size(result.bytes_changed)}", style="green"
+        )
         text.append(f" ({done[1]})")
     text.append(f"\n{size(result.bytes_before)} -> {size(result.bytes_after)}", style="bold")
     if result.bytes_after < result.bytes_before:
@@ -127,7 +129,8 @@ def rewrite_text(result: Rewrite) -> RenderableType:
     if result.projections is not None and (
         result.action == "stripped" or (result.action == "kept-one-copy" and result.projections.trained)
     ):
-        parts += ["", *_conditions(result.projections)]
+        conditions_of = _conditions(result.projections)
+        parts += ["", *conditions_of] if conditions_of else []
     return Group(*parts)
 
 
@@ -236,7 +239,8 @@ def _projections(report: ProjectionReport, findings: Sequence[Finding]) -> list[
         fused = {True: ", fused multiply-add", False: ", no fused multiply-add", None: ""}[recipe.fused_multiply_add]
         sampler = "any torch" if recipe.sampler == "any" else recipe.sampler
         chain = " -> ".join(dict.fromkeys((recipe.generated_dtype, *recipe.casts)))
-        facts.append(f"drawn from seed {recipe.key}: {recipe.basis}, {chain}, {sampler}{fused}")
+        origin = "made without a seed" if recipe.basis == "zeros" else f"drawn from seed {recipe.key}"
+        facts.append(f"{origin}: {recipe.basis}, {chain}, {sampler}{fused}")
     return [Indented(head, 0, hang=2), *(Indented(Text(fact)) for fact in facts), *_conditions(report)]
 
 

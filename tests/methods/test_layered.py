@@ -38,6 +38,8 @@ from tests.methods.written import CANNOT_ATTACH, FAMILIES, base, configured, sha
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.conftest import Run
+
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 PARTS = {
@@ -111,6 +113,27 @@ def test_a_file_of_nothing_else_is_left_alone(tmp_path: Path) -> None:
     result = adaptertool.slim(tmp_path, dry_run=True)
     assert result.action == "nothing-to-do"
     assert "nothing else" in (result.reason or "")
+
+
+def test_a_fingerprint_longer_than_what_goes_is_no_work_for_check(tmp_path: Path, run: Run) -> None:
+    write(tmp_path / "adapter", "TINYLORA")
+    planned = adaptertool.slim(tmp_path / "adapter", dry_run=True)
+    assert planned.action == "stripped"
+    assert planned.bytes_after > planned.bytes_before
+    assert run("slim", tmp_path / "adapter", "--check").code == 0
+
+
+def test_each_layer_has_its_own(tmp_path: Path, run: Run) -> None:
+    write(tmp_path / "adapter", "SHIRA")
+    said = run("slim", tmp_path / "adapter", "--keep-one-copy", "--check").out
+    assert "nothing to do: each layer has its own, and the file holds them once" in " ".join(said.split())
+
+
+def test_zeros_come_from_no_seed(tmp_path: Path, run: Run) -> None:
+    write(tmp_path / "adapter", "GLORA")
+    said = run("inspect", tmp_path / "adapter").out
+    assert "made without a seed: zeros" in said
+    assert "from seed" not in said
 
 
 def test_frod_without_its_basis_is_refused(tmp_path: Path) -> None:

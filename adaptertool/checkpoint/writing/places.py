@@ -29,14 +29,17 @@ def check_output(adapter: Adapter, output: Path, *, force: bool, in_tree: bool =
         adapter: The source.
         output: The folder.
         force: Whether what is there may be replaced.
-        in_tree: Whether it may hold other checkpoints below it: then only a checkpoint right in it is in the way.
+        in_tree: Whether it may hold other checkpoints below it: then only a checkpoint right in it is in the way, and it can
+            be in the tree itself.
 
     Raises:
-        UsageError: it is the source, a file, or holds something and `force` is not given.
+        UsageError: it is the source or in it, a file, or holds something and `force` is not given.
     """
     folder = adapter.folder
     if isinstance(folder, LocalFolder) and output.exists() and output.samefile(folder.path):
         raise UsageError(f"{output} is the checkpoint itself", hint="Use --in-place to change it where it is.")
+    if isinstance(folder, LocalFolder) and not in_tree and folder.path.resolve() in output.resolve().parents:
+        raise UsageError(f"{output} is inside the checkpoint, {folder.path}", hint="Name a folder beside it.")
     if output.is_symlink() and not output.exists():
         raise UsageError(f"{output} is a symlink that leads nowhere")
     try:
