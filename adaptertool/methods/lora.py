@@ -12,6 +12,7 @@ from adaptertool.errors import CorruptError
 from adaptertool.methods import initialisation, replication
 from adaptertool.methods.lora_variants import lora_tensors
 from adaptertool.methods.merging import (
+    ATTENTION,
     CONV,
     CONV1D,
     EMBEDDING,
@@ -169,7 +170,7 @@ LORA = PlainMethod(
     state=r".*\.(?:lora_monteclora_sampler\.(?:gaussian_var_prior|expert_weights)|lora_velora_embed)",
     otherwise=initialisation.loads_otherwise,
     merge=MergeRule(
-        kinds=LINEAR | CONV1D | EMBEDDING | CONV,
+        kinds=LINEAR | CONV1D | EMBEDDING | CONV | ATTENTION,
         bias=BiasUpdate(
             "lora_B.bias",
             "RuntimeError: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _FLAGS = ("alora_invocation_tokens", "use_dora")
 _TABLES = ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config")
 _OF_ALL_LAYERS = ("use_dora",)
+_OF_ATTENTIONS = ("arrow_config", "monteclora_config", "use_bdlora", "mica")
 _OF_EMBEDDINGS = ("use_dora", "mica")
 
 
@@ -35,6 +36,12 @@ def lora_tensors(settings: Settings, place: Place, _: Places) -> Shapes:
         rank = _initialised(settings, place, rank)
         shapes = _pair((rank, place.into), (place.out, rank))
         lengths = (place.out,)
+    if place.kind == "attention":
+        # Its `out_proj` is wrapped along with it.
+        inner = _pair((rank, place.into), (place.into, rank))
+        shapes |= {f"base_layer.out_proj.{name}": shape for name, shape in inner.items()}
+        if settings.get("lora_bias"):
+            shapes["base_layer.out_proj.lora_B.bias"] = (place.into,)
     if settings.get("lora_bias"):
         shapes["lora_B.bias"] = (place.out,)
     if variant == "use_dora":
@@ -53,7 +60,9 @@ def _variant(settings: Settings, place: Place) -> str | None:
     asked = [field for field in _FLAGS if settings.get(field)]
     asked += [field for field in _TABLES if settings.get(field) is not None]
     asked += ["mica"] if settings.get("init_lora_weights") == "mica" else []
-    known = {"embedding": _OF_EMBEDDINGS, "conv": _OF_ALL_LAYERS}.get(place.kind, (*_FLAGS, *_TABLES, "mica"))
+    known = {"embedding": _OF_EMBEDDINGS, "conv": _OF_ALL_LAYERS, "attention": _OF_ATTENTIONS}.get(
+        place.kind, (*_FLAGS, *_TABLES, "mica")
+    )
     refuse(
         len(asked) > 1 or not {*asked} <= {*known},
         f"its config asks for {' and '.join(asked)}, which PEFT does not have for such a layer: it raises ValueError",

@@ -24,6 +24,9 @@ EMBEDDING = frozenset({"embedding"})
 CONV = frozenset({"conv"})
 """`nn.Conv2d` and its like."""
 
+ATTENTION = frozenset({"attention"})
+"""`nn.MultiheadAttention`."""
+
 
 @dataclass(frozen=True)
 class BiasUpdate:

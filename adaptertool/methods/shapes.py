@@ -25,7 +25,7 @@ Shape = tuple[int | None, ...]
 Shapes = Mapping[str, Shape]
 """The tensors of a layer, by their name in its module."""
 
-LayerKind = Literal["linear", "conv1d", "embedding", "conv", "other"]
+LayerKind = Literal["linear", "conv1d", "embedding", "conv", "attention", "other"]
 """What a layer is, as in `CodeLayer.kind`."""
 
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from peft import LoKrConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file, save_file
 
 import adaptertool
 from adaptertool.merge.base.read_layers import _table, is_read
@@ -179,6 +180,28 @@ def test_merge_changes_outputs(
     lossy = {layer.module for layer in report.layers if layer.status == "lossy"}
     config = load(name).config.to_dict()
     assert lossy == {layer.module for layer in report.layers if is_read(config, layer.module)} != set()
+
+
+def test_lora_of_an_attention_as_a_whole(tmp_path: Path) -> None:
+    """LoRA wraps torch's attention, and its `out_proj` with it: that merges rightly, and is held against the base's shapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = adapted("siglip_vision_model", "LORA", ["attention"], {"r": 2})
+        shake(model)
+        model.save_pretrained(str(tmp_path))
+        assert moved("siglip_vision_model", tmp_path) < 1e-4
+    report = adaptertool.check_merge(tmp_path, base_of("siglip_vision_model"))
+    assert (report.verdict, report.findings) == ("mergeable", ())
+    assert [layer.module for layer in report.layers] == ["head.attention"]
+    file = tmp_path / "adapter_model.safetensors"
+    held = load_file(file)
+    for name, tensor in held.items():
+        save_file({**held, name: tensor[1:].clone()}, file, {"format": "pt"})
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            PeftModel.from_pretrained(load("siglip_vision_model"), str(tmp_path))
+        assert adaptertool.check_merge(tmp_path, base_of("siglip_vision_model")).verdict == "not-mergeable"
+        save_file({**held, name: tensor * float("nan")}, file, {"format": "pt"})
+        assert adaptertool.check_merge(tmp_path, base_of("siglip_vision_model")).verdict == "not-mergeable"
 
 
 def test_trained_lora_stays_zero_there(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
         at = next((index for index, segment in enumerate(segments) if segment.startswith(prefixes)), 0)
         if at == 0 or (at == 1 and segments[0] == "base_model"):
             continue
-        # A layer with adapters on two of its parameters is wrapped twice.
-        while segments[at - 1] == "base_layer" and at > 1:
-            at -= 1
+        # A layer with adapters on two of its parameters is wrapped twice, and LoRA wraps `out_proj` within an attention.
+        if "base_layer" in segments[1:at]:
+            at = segments.index("base_layer", 1)
         layers.setdefault(".".join(segments[:at]), {})[".".join(segments[at:])] = tensor
     return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural))
 

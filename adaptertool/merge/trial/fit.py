@@ -120,8 +120,8 @@ class Fitting:
         bias = self.rule.bias
         if bias is not None and bias.alone and layer.bias is not None and not is_token_layer(adapted):
             return layer.bias
-        weight = f"{layer.stored}.weight"
-        return weight if weight in self.base.files and layer.layer_type != "quantized" else None
+        weights = (f"{layer.stored}.weight", f"{layer.stored}.{_OF_ATTENTION}")
+        return next((one for one in weights if one in self.base.files and layer.layer_type != "quantized"), None)
 
     def _places(self, adapted: AdaptedLayer, layer: Layer) -> tuple[Place, ...]:
         """What the layer may be, as far as that makes a difference; empty where its sizes are not known."""
@@ -131,7 +131,8 @@ class Fitting:
         shape = self.base.tensor(name).shape
         if name == layer.bias:
             return (Place(adapted.module, "linear", (shape[0], 1), True),) if len(shape) == 1 else ()
-        kinds = [kind for kind in _kinds(layer, len(shape)) if self.rule.kinds is None or kind in self.rule.kinds]
+        possible = ("attention",) if name.endswith(f".{_OF_ATTENTION}") else _kinds(layer, len(shape))
+        kinds = [kind for kind in possible if self.rule.kinds is None or kind in self.rule.kinds]
         biases = (True, False) if layer.has_bias is None else (layer.has_bias,)
         return tuple(Place(adapted.module, kind, shape, bias) for kind, bias in product(kinds, biases))
 
@@ -231,6 +232,10 @@ def _blocked(layer: Layer, found: _Outcome) -> Layer:
     if found.problem is None:
         return layer
     return replace(layer, status="blocked", code="ADP207" if found.refused else "ADP203", reason=found.problem)
+
+
+_OF_ATTENTION = "in_proj_weight"
+"""What torch's `MultiheadAttention` has in place of a weight, for queries, keys and values."""
 
 
 def _kinds(layer: Layer, dimensions: int) -> tuple[LayerKind, ...]:
