@@ -75,7 +75,7 @@ def test_methods_that_do_not_attach_to_a_conv1d(peft_type: str, bases: Bases, tm
 
 
 def test_every_method_says_what_it_attaches_to() -> None:
-    kinds = {"linear", "conv1d", "embedding", "conv"}
+    kinds = {"linear", "conv1d", "embedding", "conv", "attention"}
     for peft_type in TYPES:
         method: Method = method_of(_Config(peft_type))  # type: ignore[arg-type]
         assert method.merge is not None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from adaptertool.operations.check_merge import check_merge
@@ -186,3 +186,25 @@ def test_a_saved_module_of_which_one_tensor_is_missing(
     assert check_merge(tmp_path / "adapter", tmp_path / "base").verdict == due
     without = check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=False).verdict
     assert without in ((due,) if lost is None else (due, "unknown"))
+
+
+def test_norms_under_the_names_of_the_first_bert(tmp_path: Path) -> None:
+    """transformers makes weight and bias of gamma and beta: the model's norms have a bias, and PEFT merges into them."""
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    held = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(held, path, {"format": "pt"})
+    auto: Any = transformers.AutoModelForMaskedLM
+    model: Any = get_peft_model(auto.from_pretrained(tmp_path / "base"), LNTuningConfig(target_modules=["LayerNorm"]))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    loaded: Any = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter"))
+    merged = loaded.merge_and_unload(safe_merge=True)
+    report = check_merge(tmp_path / "adapter", tmp_path / "base")
+    assert report.verdict == "mergeable"
+    for layer in report.layers:
+        assert merged.get_submodule(layer.module).bias is not None
+        assert layer.has_bias is not False

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _PARAMETRISED = frozenset(("original0", "original1", "original", "weight_g", "weight_v", "weight_orig", "weight_u"))
 """What weight norm, spectral norm and pruning store in place of a weight."""
 
+_OLD_BIAS = "beta"
+"""What BERT's first files call the bias of a LayerNorm; transformers renames it at loading (`conversion_mapping.py`)."""
+
 
 class Stored:
     """The modules of a base's file, asked by the paths that they have in the live model.
@@ -59,6 +62,8 @@ class Stored:
         """
         if f"{found.module}.bias" in self._files:
             return f"{found.module}.bias"
+        if f"{found.module}.{_OLD_BIAS}" in self._files and module.endswith("LayerNorm"):
+            return f"{found.module}.{_OLD_BIAS}"
         moved = self._code.moved(f"{module}.bias")
         return moved if moved in self._files else None
 
