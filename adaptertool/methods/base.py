@@ -300,9 +300,26 @@ def general_trained(tensor: TensorInfo, role: Role, config: AdapterConfig) -> in
 
     An embedding that PEFT saves because it was resized is not in `modules_to_save`, and PEFT did not train it.
     """
+    if _is_view_of_tokens(tensor.name, config):
+        return 0
     # Of a saved module PEFT can save its own view as well, with the module that it stands for (`save_embedding_layers`).
     again = any(part in ("original_module", "modules_to_save") for part in tensor.name.split("."))
     return tensor.numel if role != "saved-module" or (is_saved_module(tensor.name, config) and not again) else 0
+
+
+def _is_view_of_tokens(name: str, config: AdapterConfig) -> bool:
+    """Whether a `trainable_tokens_delta` is another layer's, which the base ties to this one.
+
+    Source: `peft/utils/other.py`, `set_additional_trainable_modules`, read at 0.21.2: `trainable_token_indices` names layers,
+    or by a list the input embedding, and an output layer that is tied to that gets a view.
+    """
+    module, adapter, _ = name.rpartition(".token_adapter.trainable_tokens_delta")
+    indices = config.fields.get("trainable_token_indices")
+    if not adapter:
+        return False
+    if isinstance(indices, dict):
+        return not any(module == layer or module.endswith(f".{layer}") for layer in indices)
+    return module.rpartition(".")[2] in HEADS
 
 
 def copies_of_the_base(names: Iterable[str], config: AdapterConfig) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.checkpoint.config import version_numbers
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import SAME_MODULES, LayerProjections, check_order, layout_entry
 from adaptertool.methods.merging import CONV1D, EMBEDDING, LINEAR, MergeRule
@@ -71,10 +72,17 @@ class TinyLoraProjections(LayerProjections):
             else:
                 raise CannotDrawError(
                     f"seed {key + index} is due for layer {index} of {len(shapes)}, and no stored matrix is drawn from it; "
-                    "PEFT 0.19 drew them from a seed of its own that it did not save"
+                    + self._who_drew(config)
                 )
         check_order([self.module_and_kind(name)[0] for name in order])
         return {"order": order}
+
+    def _who_drew(self, config: AdapterConfig) -> str:
+        """What may have drawn the matrices that the config does not."""
+        version = version_numbers(config.text_or_none("peft_version"))
+        if version >= (0, _FIRST_SEEDED):
+            return "another adapter may have been on the model before, or a processor of another kind have drawn them"
+        return "PEFT 0.19 drew them from a seed of its own that it did not save"
 
     def basis(
         self, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]], layout: Mapping[str, Any]

@@ -149,7 +149,7 @@ def shapes_by_the_base(
         if shape != due.get(kind):
             return False, (
                 f"{name} has shape {shape}, and PEFT draws {due.get(kind)} for this adapter on {named}: this one is shared "
-                "with another adapter"
+                "with another adapter, or the base is not the one that it was trained on"
             )
     return True, None
 

@@ -391,3 +391,16 @@ def test_a_sharded_base(tmp_path: Path) -> None:
     result = adaptertool.slim(case.folder, base=str(sharded), dry_run=True)
     assert result.action == "stripped"
     assert result.tensors_changed == 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("indices", [[1, 3], {"embed_tokens": [1, 3]}], ids=str)
+def test_single_tokens_of_a_tied_base_count_once(indices: object, tied: bool, tmp_path: Path) -> None:
+    """PEFT saves the output layer's view of them too."""
+    bare = base("llama", tied=tied)
+    model = get_peft_model(bare, configured("LORA", "llama", trainable_token_indices=indices))
+    model.save_pretrained(str(tmp_path), save_embedding_layers=True)
+    deltas = [name for name in tensors(tmp_path) if name.endswith("trainable_tokens_delta")]
+    assert len(deltas) == (2 if tied else 1)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    assert adaptertool.inspect(tmp_path).adapter.parameters == trained
