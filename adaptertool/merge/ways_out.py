@@ -23,7 +23,8 @@ def ways_out(layers: BaseLayers, blocked: Sequence[Layer]) -> tuple[WayOut, ...]
         blocked: The layers that lack a bias (ADP201).
     """
     ways: list[WayOut] = []
-    for flag in dict.fromkeys(layer.flag for layer in blocked if layer.flag is not None):
+    flags = tuple(dict.fromkeys(layer.flag for layer in blocked if layer.flag is not None))
+    for flag in flags:
         adapted = {pattern_of(layer.module) for layer in blocked if layer.flag == flag}
         others = _others(adapted, layers.code.governed_by(flag), Names((), layers.code.wrappers, layers.code.leading))
         value = not any(
@@ -32,7 +33,7 @@ def ways_out(layers: BaseLayers, blocked: Sequence[Layer]) -> tuple[WayOut, ...]
         setting = f"{flag}: {'true' if value else 'false'}"
         text = (
             f"In a copy of the base whose config.json says {setting}, these layers are created with zero biases, and "
-            f"the merge works. "
+            f"{_works(flags, blocked)}. "
         )
         if others:
             text += f"The flag also creates biases that stay zero in {_listed(others)}. "
@@ -50,6 +51,13 @@ def ways_out(layers: BaseLayers, blocked: Sequence[Layer]) -> tuple[WayOut, ...]
             text += "with a method that changes weights: no linear layer of this base has a bias."
         ways.append(WayOut(None, None, (), biased, text))
     return tuple(ways)
+
+
+def _works(flags: Sequence[str], blocked: Sequence[Layer]) -> str:
+    """What one flag leads to: a layer that it is not about still blocks the merge."""
+    if any(layer.flag is None for layer in blocked):
+        return "the merge still fails at the layers that have no such flag"
+    return "the merge works" if len(flags) == 1 else f"the merge works if {' and '.join(flags)} are all set so"
 
 
 def _others(adapted: Iterable[str], governed: Iterable[str], names: Names) -> tuple[str, ...]:
