@@ -145,10 +145,14 @@ def shapes_by_the_base(
         if base is not None:
             raise
         return False, None
+    # PEFT 0.21.2 raises RuntimeError (size mismatch) where it takes them from the file.
+    loaded = bool(rule.stored(adapter.weights.tensors, adapter.config))
+    loaded = loaded and (rule.flag is None or adapter.config.flag(rule.flag, rule.flag_default))
+    refused = ", and refuses to load it alone" if loaded else ""
     for kind, (name, shape) in shapes.items():
         if shape != due.get(kind):
             return False, (
-                f"{name} has shape {shape}, and PEFT draws {due.get(kind)} for this adapter on {named}: this one is shared "
+                f"{name} has shape {shape}, and PEFT draws {due.get(kind)} for this adapter on {named}{refused}: it is shared "
                 "with another adapter, or the base is not the one that it was trained on"
             )
     return True, None

@@ -119,7 +119,10 @@ def slim(
     if disproof is not None and not keep_one_copy:
         result = replace(unchanged(adapter, "slim"), action="refused", dry_run=dry_run, reason=disproof)
         copied = rule is not None and any(one.copies for one in rule.stored(adapter.weights.tensors, adapter.config))
-        return replace(result, hint=_one_copy_hint(adapter) if copied else KEEP)
+        hint = (
+            f"{_one_copy(adapter)} removes the copies; what stays loads as now, after the adapter that they are from."
+        )
+        return replace(result, hint=hint if copied else KEEP)
     copies = compare(adapter, base, token, progress) if base is not None else None
     plan = _plan(
         adapter,
@@ -341,8 +344,11 @@ def _refused(adapter: Adapter, report: ProjectionReport, result: Rewrite) -> _Pl
 
 
 def _one_copy_hint(adapter: Adapter) -> str:
-    command = f"adaptertool slim {shlex.quote(adapter.folder.address)} --keep-one-copy -o DIR"
-    return f"{command} keeps what PEFT loads and removes the copies."
+    return f"{_one_copy(adapter)} keeps what PEFT loads and removes the copies."
+
+
+def _one_copy(adapter: Adapter) -> str:
+    return f"adaptertool slim {shlex.quote(adapter.folder.address)} --keep-one-copy -o DIR"
 
 
 def _without(adapter: Adapter, removed: Collection[str]) -> tuple[NewTensor, ...]:

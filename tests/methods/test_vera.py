@@ -247,12 +247,19 @@ def test_a_base_that_the_config_names_shows_a_borrowed_pair(peft_type: str, tmp_
             PeftModel.from_pretrained(base("llama"), str(tmp_path / "second"))
     result = adaptertool.slim(tmp_path / "second", dry_run=True)
     assert result.action == "refused"
-    assert "another adapter" in str(result.reason)
+    assert "refuses to load it alone: it is shared with another adapter" in str(result.reason)
+    assert result.hint is not None
+    assert "loads as now, after the adapter" in result.hint if peft_type == "RANDLORA" else "Keep" in result.hint
     report = adaptertool.inspect(tmp_path / "second")
     assert report.projections is not None
     assert report.projections.verdict == "not-regenerable"
     assert "another adapter" in str(report.projections.reason)
     assert "ADP101" not in [one.code for one in report.findings]
+    change_config(tmp_path / "second", save_projection=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PeftModel.from_pretrained(base("llama"), str(tmp_path / "second"))
+    assert "refuses" not in str(adaptertool.slim(tmp_path / "second", dry_run=True).reason)
 
 
 @pytest.mark.parametrize("peft_type", [*TYPES, "RANDLORA"])
