@@ -60,6 +60,8 @@ def with_open_questions(
     ]
     why = fitted.untold or rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)
     why = why or odd_settings(adapter.config)
+    if why is None and targets.unnamed:
+        why = "the config names no target_modules, and which ones PEFT takes depends on the class that the base is loaded as"
     if why is not None:
         checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
     reason = (

@@ -30,6 +30,7 @@ from adaptertool.merge.base.code import ModelCode, load_dtype
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.base.layers import BaseLayers
 from adaptertool.merge.base.live import build_live_model
+from adaptertool.merge.base.read_layers import model_types
 from adaptertool.merge.base.sizes import mismatch_finding, mismatches, mismatches_unknown
 from adaptertool.merge.findings import layer_findings, loading_findings, lost_bias_findings, targeted_containers
 from adaptertool.merge.open_questions import with_open_questions
@@ -159,7 +160,7 @@ def check_merge(
         return _without_base(opened, (finding,), threshold)
     base_model = _open_base(opened, base, base_revision, token)
     code = ModelCode(base_model.config)
-    targets = Targets(opened.config, code.model_type)
+    targets = Targets(opened.config, code.model_type, model_types(base_model.config))
     placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code))
     entries = open_entries(opened, rule, placement.layers.weighted())
     live: LiveModel | None = None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import BeftConfig, LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft import BeftConfig, LoraConfig, OSFConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule, check_target_module_exists
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BlipConfig, BlipForQuestionAnswering
 
@@ -19,7 +19,15 @@ from adaptertool.checkpoint.config import AdapterConfig
 from adaptertool.errors import CorruptError
 from adaptertool.merge.adapter.targets import Targets
 from adaptertool.operations.check_merge import MergeReport, check_merge
-from tests.merge.models import QWEN3_MOE, RECIPES, load_failure, merge_by_peft, save_adapter, whole_merge_fails
+from tests.merge.models import (
+    QWEN3_MOE,
+    RECIPES,
+    load_base,
+    load_failure,
+    merge_by_peft,
+    save_adapter,
+    whole_merge_fails,
+)
 from tests.tools.generate_default_targets import TABLE, default_targets
 
 if TYPE_CHECKING:
@@ -190,6 +198,31 @@ def test_without_targets_peft_takes_its_own(
 ) -> None:
     adapter = changed(beft_of(name), tmp_path / "adapter", target_modules=None)
     as_peft_does(check_merge(adapter, base_of(name), threshold=1.0), name, base_of(name), adapter)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"), [("qwen3.5", "not-mergeable"), ("qwen2-vl", "not-mergeable"), ("llava-qwen2", "unknown")]
+)
+def test_without_targets_peft_raises_for_a_type_that_it_does_not_know(
+    name: str, verdict: str, tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    """Where it knows a part of the model, it depends on the class."""
+    adapter = changed(beft_of(name), tmp_path / "adapter", target_modules=None)
+    assert "specify `target_modules`" in load_failure(RECIPES[name], base_of(name), adapter)
+    report = check_merge(adapter, base_of(name), threshold=1.0)
+    assert report.verdict == verdict
+    assert ("ADP207" in codes(report)) is (verdict == "not-mergeable")
+
+
+def test_without_targets_osf_takes_every_linear_layer(tmp_path: Path, base_of: Callable[[str], Path]) -> None:
+    model = get_peft_model(load_base(RECIPES["bert"], base_of("bert")), OSFConfig())
+    model.save_pretrained(str(tmp_path / "osf"))
+    adapter = changed(tmp_path / "osf", tmp_path / "adapter", target_modules=None)
+    loaded = PeftModel.from_pretrained(load_base(RECIPES["bert"], base_of("bert")), adapter)
+    attached = {path for path, module in loaded.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
+    report = check_merge(adapter, base_of("bert"))
+    assert {layer.module for layer in report.layers} == attached
+    assert (report.verdict, report.findings) == ("mergeable", ())
 
 
 def test_the_table_of_default_targets_is_pefts() -> None:

@@ -16,7 +16,10 @@ import peft
 from peft import PeftConfig, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.waveft.constants import WAVELET_REDUCTIONS
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
+from peft.utils.constants import (
+    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+)
 from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]  # its copy alone has Mixtral
     _MODEL_TO_CONVERSION_PATTERN,
     _MOE_FUSED_TARGETS,
@@ -34,6 +37,8 @@ def default_targets() -> dict[str, Any]:
     methods = {}
     for peft_type, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items():
         mapping = getattr(tuner, "target_module_mapping", None)
+        if peft_type == "IA3":
+            mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
         if mapping:
             methods[peft_type.value] = {
                 model_type: targets if isinstance(targets, str) else sorted(targets)

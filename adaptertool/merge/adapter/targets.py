@@ -41,22 +41,34 @@ class Targets:
     Args:
         config: The adapter's.
         model_type: Of the base model: where the config names no targets, PEFT takes those that it knows for the type.
+        parts: The types of its parts, some of which can be loaded alone.
+
+    Attributes:
+        refused: What PEFT raises before it attaches anything, as a sentence; None where it does not.
+        unnamed: Whether the config names no targets, and PEFT has some for a part of the model alone.
 
     Raises:
         CorruptError: a field that the rule is made of makes no sense (ADP304).
     """
 
-    def __init__(self, config: AdapterConfig, model_type: str | None) -> None:
+    def __init__(self, config: AdapterConfig, model_type: str | None, parts: Iterable[str] = ()) -> None:
         self._name = config.name
         known = table()["fields"].get(config.peft_type, FIELDS)
         fields = {field: config.fields.get(field) for field in known}
         targets = self._names(fields, "target_modules")
         parameters = self._names(fields, "target_parameters")
-        if targets is None and parameters is None:
+        if targets is None:
             targets = default_targets(config.peft_type, model_type)
         self.modules = targets
         self.parameters = (parameters,) if isinstance(parameters, str) else parameters or ()
         self.refused: str | None = None
+        self.unnamed = targets is None and not self.parameters and config.peft_type in table()["methods"]
+        if self.unnamed and all(default_targets(config.peft_type, one) is None for one in (model_type, *parts)):
+            self.refused = (
+                f"The config names no target_modules, and PEFT {table()['peft']} has none of its own for {model_type}: it "
+                "raises ValueError: Please specify `target_modules`"
+            )
+            self.unnamed = False
         self._fused = table()["fused"].get(model_type) if config.peft_type == "LORA" else None
         self.fused: Mapping[str, str] = self._fused["parameters"] if self._fused is not None else {}
         if self._fused is not None and isinstance(targets, tuple):
@@ -282,9 +294,10 @@ def _parameters(layer: CodeLayer | None) -> tuple[str, ...] | None:
 def default_targets(peft_type: str, model_type: str | None) -> tuple[str, ...] | str | None:
     """What PEFT targets where a config names nothing; None where it asks for `target_modules` then.
 
-    The table beside this module is PEFT's own (`tests/tools/generate_default_targets.py`).
+    The table beside this module is PEFT's own (`tests/tools/generate_default_targets.py`). OSF takes all linear layers of a
+    type that it does not know (`OSFModel._prepare_adapter_config`).
     """
-    value = table()["methods"].get(peft_type, {}).get(model_type)
+    value = table()["methods"].get(peft_type, {}).get(model_type, ALL_LINEAR if peft_type == "OSF" else None)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -61,17 +61,18 @@ def own_forward(config: Mapping[str, Any], module: str) -> Forward | None:
 
 def _is_listed(config: Mapping[str, Any], module: str, when: Iterable[str]) -> bool:
     path = f".{pattern_of(module)}"
-    entries = [_table()["models"].get(model_type, {}) for model_type in _model_types(config)]
+    entries = [_table()["models"].get(model_type, {}) for model_type in model_types(config)]
     return any(path.endswith(f".{end}") for one in when for entry in entries for end in entry.get(one, ()))
 
 
-def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
+def model_types(config: Mapping[str, Any]) -> Iterator[str]:
+    """The model types of a config and of its parts."""
     model_type = config.get("model_type")
     if isinstance(model_type, str):
         yield model_type
     for part in config.values():
         if isinstance(part, dict):
-            yield from _model_types(part)
+            yield from model_types(part)
 
 
 @cache
