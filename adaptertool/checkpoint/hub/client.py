@@ -18,10 +18,12 @@ from urllib.parse import urlsplit
 
 from adaptertool import __version__
 from adaptertool.checkpoint.hub.addresses import address, origin, shown
+from adaptertool.checkpoint.hub.numbers import whole_number
 from adaptertool.checkpoint.hub.patience import TIMEOUT_VARIABLE, Patience, TransientError, time_limit
 from adaptertool.checkpoint.hub.refusals import Subject, redacted, refusal, retry_after
 from adaptertool.checkpoint.hub.session import http_library, hub_session, is_offline, stored_token, transport_errors
 from adaptertool.errors import AdapterToolError, NetworkError, OfflineError, UnauthorizedError, UsageError
+from adaptertool.words import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -265,7 +267,7 @@ class HubClient:
         """An answer that breaks the protocol or contradicts what is known."""
         return TransientError(
             NetworkError(
-                f"{origin(answer.url)} answered about {subject.name} what cannot be used: {reason}",
+                f"{origin(answer.url)} answered about {subject.name} what cannot be used: {shortened(reason, 300)}",
                 hint="A proxy or mirror in between? Otherwise download the repo and name the folder.",
             ),
             few=True,
@@ -298,5 +300,4 @@ def _reason(error: BaseException) -> str:
 
 def content_length(headers: Mapping[str, str]) -> int | None:
     """The length of the body that the headers promise, in bytes."""
-    text = headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    return whole_number(headers.get("content-length"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.client import content_length
 from adaptertool.checkpoint.hub.digests import SHA1, SHA256
+from adaptertool.checkpoint.hub.numbers import whole_number
 from adaptertool.checkpoint.hub.tree import HubFile
 
 if TYPE_CHECKING:
@@ -51,16 +52,16 @@ class Heads:
         headers, first = answer.headers, answer.hub_headers
         found = headers.get("content-range", "")
         match = re.fullmatch(r"bytes 0-\d+/(\d+|\*)" if answer.status == 206 else r"bytes \*/(0)", found, re.ASCII)
-        if answer.status != 200 and match is None:
+        total = content_length(headers) if match is None else whole_number(match[1])
+        if answer.status != 200 and (match is None or (total is None and match[1] != "*")):
             reason = f"range {found or 'none'!r} where the file's beginning was asked for"
             raise self._client.broken(answer, self._subject, reason)
-        total = content_length(headers) if match is None else None if match[1] == "*" else int(match[1])
-        linked = first.get("x-linked-size", "")
-        if linked.isascii() and linked.isdigit():
-            if total not in (None, int(linked)):
+        linked = whole_number(first.get("x-linked-size"))
+        if linked is not None:
+            if total not in (None, linked):
                 reason = f"a file of {total} bytes where the commit holds one of {linked}"
                 raise self._client.broken(answer, self._subject, reason)
-            total = int(linked)
+            total = linked
         if total is None:
             return None
         sha256 = SHA256.fullmatch(first.get("x-linked-etag", "").strip('"'))

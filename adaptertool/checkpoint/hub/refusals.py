@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.hub.addresses import origin, shown
+from adaptertool.checkpoint.hub.numbers import whole_number
 from adaptertool.errors import AdapterToolError, GatedError, NetworkError, NotFoundError, UnauthorizedError
 
 if TYPE_CHECKING:
@@ -114,16 +115,15 @@ def redacted(text: str, token: str | None) -> str:
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks to wait: `Retry-After` in both its forms, or the Hub's `RateLimit`."""
-    limit = re.search(r";\s*r=0\s*;\s*t=(\d{1,9})", headers.get("ratelimit", ""))
-    if limit:
-        return float(limit.group(1))
+    limit = re.search(r";\s*r=0\s*;\s*t=(\d+)", headers.get("ratelimit", ""))
     text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        return float(text)
+    seconds = (whole_number(limit[1]) if limit else None) or whole_number(text)
+    if seconds is not None:
+        return float(seconds)
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
         return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())

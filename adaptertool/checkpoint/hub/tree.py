@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.digests import SHA1, SHA256, hashes, pointer_hash
+from adaptertool.checkpoint.hub.numbers import LARGEST
 from adaptertool.checkpoint.hub.refusals import Subject
 from adaptertool.errors import AdapterToolError, NetworkError, UnsupportedError
 
@@ -131,7 +132,7 @@ def read_siblings(
 
 def _file(entry: dict[str, Any]) -> HubFile | None:
     size, lfs, oid = entry.get("size"), entry.get("lfs"), entry.get("oid")
-    if type(size) is not int or size < 0:
+    if type(size) is not int or not 0 <= size <= LARGEST:
         return None
     sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
     if isinstance(sha256, str) and SHA256.fullmatch(sha256):
