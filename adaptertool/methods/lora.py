@@ -81,23 +81,25 @@ def _makes_no_sense(reason: str) -> CorruptError:
 
 
 def _misfit_of_parameters(
-    config: Mapping[str, Any], module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...] | None
+    config: Mapping[str, Any], parameter: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...] | None
 ) -> str | None:
-    """An adapter of parameters (target_parameters) has as many ranks side by side as there are experts.
+    """An adapter of a parameter (target_parameters) has as many ranks side by side as there are experts.
 
-    Which of a parameter's two sides is the inputs', the model's code decides.
+    Patterns are held against the parameter's own path (`create_and_replace_param` in `peft/tuners/tuners_utils.py`). Which of
+    a parameter's two sides is the inputs', the model's code decides (`ParamWrapper` in `peft/tuners/lora/layer.py`).
     """
-    rank = _rank(config, module)
-    several = bool(config.get("target_parameters"))
+    rank = _rank(config, parameter)
+    experts = None if shape is None else shape[0] if len(shape) == 3 else 1
     sides = []
     for name, dimension in (("lora_A.weight", 0), ("lora_B.weight", 1)):
         factor = tensors[name].shape if name in tensors else ()
         if len(factor) != 2:
             return None
-        if factor[dimension] % rank or (not several and factor[dimension] != rank):
-            return f"the adapter's {name} has rank {factor[dimension]}, and its config says {rank}: it raises a size mismatch"
+        if factor[dimension] % rank or (experts is not None and factor[dimension] != rank * experts):
+            due = f"{rank}" if experts in (None, 1) else f"{rank} for each of {experts} experts"
+            return f"the adapter's {name} has rank {factor[dimension]}, and its config says {due}: it raises a size mismatch"
         sides.append(factor[1 - dimension])
-    if shape is not None and len(shape) == 2 and sorted(sides) != sorted(shape):
+    if shape is not None and len(shape) in (2, 3) and sorted(sides) != sorted(shape[-2:]):
         return f"the adapter is for a parameter of another shape than the base's, which is {list(shape)}"
     return None
 

@@ -94,8 +94,8 @@ class MergeRule:
         tensors: The tensors that PEFT makes for a layer, and their shapes; None where that is not declared.
         misfit: What else contradicts the base in a layer's tensors, so that PEFT raises, as the rest of a sentence; from the
             config, the layer and the tensors by their name in the module. None where nothing does.
-        misfit_of_parameters: The same of the tensors of a parameter (`target_parameters`), for which nothing is declared; its
-            last argument is the parameter's shape, where that is known.
+        misfit_of_parameters: The same of the tensors of a parameter (`target_parameters`), for which nothing is declared: from
+            the config, the parameter's path, its tensors, and its shape where that is known.
         starts_at_zero: Whether an update that PEFT makes and nobody trained is zero under this config.
         zeros: The tensors of which that is so because PEFT makes them as zeros: the others are drawn.
         shared: The tensors that all layers share, by their name right under `base_model.`, where PEFT takes them from the

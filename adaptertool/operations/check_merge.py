@@ -177,13 +177,13 @@ def check_merge(
         mismatched = mismatches(base_model, code, live)
     layers, attached, unheld = placement.layers, placement.attached, placement.unheld
     by_parameter = {
-        one.module
+        one.module: levels
         for one, _ in placement.pairs
         if one.module not in attached.experts.modules
-        and targets.parameters_of(one.module, (live and live.layers.get(one.module)) or code.layer(one.module))
+        and (levels := targets.levels_of(one.module, (live and live.layers.get(one.module)) or code.layer(one.module)))
     }
-    settings = settings_of(opened.config, code.model_type)
-    fitted = Fitting(opened, base_model, rule, settings, placement.pairs, by_parameter).fitted()
+    settings = targets.settings(settings_of(opened.config, code.model_type))
+    fitted = Fitting(opened, base_model, rule, settings, placement.pairs, targets, by_parameter).fitted()
     load = dtype or load_dtype(base_model.config)
     hazards = Hazards(opened, rule, layers, placement.shared, placement.tokens)
     trial = Trial(opened, base_model, rule, load, threshold, hazards=hazards, all_biases=all_biases)

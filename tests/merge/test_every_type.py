@@ -152,6 +152,7 @@ VARIANTS = [
     *(Variant({"save_indices": one}, family, None, "UNILORA") for one in (True, False) for family in ALL_FAMILIES),
     *(Variant({"save_projection": False}, "llama", None, one) for one in ("VERA", "PVERA", "RANDLORA", "TINYLORA")),
     Variant({"layer_replication": [(0, 2), (1, 2)]}, does="wrong"),
+    Variant({"layer_replication": [(0, 1), (1, 2)]}),
     Variant({"exclude_modules": ["v_proj"]}),
     Variant({"layers_to_transform": [1]}),
     Variant({"block_share": True}, "llama", None, "OFT"),

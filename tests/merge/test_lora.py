@@ -66,6 +66,17 @@ FORMS: dict[str, tuple[Recipe, dict[str, Any]]] = {
         {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
     ),
     "one parameter": (retargeted("mixtral", ["v_proj"]), {"target_parameters": ["mlp.experts.down_proj"]}),
+    "parameters with patterns of ranks": (
+        retargeted("mixtral", ["v_proj"]),
+        {
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            "rank_pattern": {"gate_up_proj": 3, "experts": 5},
+        },
+    ),
+    "a rank for a parameter's own name": (
+        retargeted("qwen2", ["v_proj"]),
+        {"target_parameters": ["q_proj.weight", "k_proj.weight"], "rank_pattern": {"q_proj.weight": 3, "k_proj": 5}},
+    ),
     "a saved module": (retargeted("llama", ["q_proj"]), {"modules_to_save": ["lm_head"]}),
     "trained biases": (retargeted("qwen2", ["v_proj"]), {"bias": "lora_only"}),
     "one layer": (retargeted("qwen2", ["v_proj"]), {"layers_to_transform": [1], "lora_bias": True}),
@@ -85,6 +96,22 @@ def test_a_form_merges_where_peft_merges_it(form: str, tmp_path: Path) -> None:
     report = check_merge(adapter, base, threshold=1.0)
     as_peft_does(report, recipe, base, adapter)
     assert not [finding for finding in report.findings if finding.code in ("ADP210", "ADP211")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "raises"), [("gate_up_proj", True), ("down_proj", True), ("w1", False), ("experts", False)]
+)
+def test_a_parameter_of_another_rank(pattern: str, raises: bool, tmp_path: Path) -> None:
+    recipe = retargeted("mixtral", ["v_proj"])
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    base = save_base(recipe, tmp_path / "base")
+    adapter = save_adapter(recipe, base, tmp_path / "adapter", target_parameters=parameters)
+    rewritten(adapter, lambda _, tensor: tensor, rank_pattern={pattern: 3})
+    if raises:
+        assert "size mismatch" in load_failure(recipe, base, adapter)
+    else:
+        assert whole_merge_fails(recipe, base, adapter, "auto") is None
+    assert check_merge(adapter, base).verdict == ("not-mergeable" if raises else "mergeable")
 
 
 def test_another_vocabulary_does_not_fit(tmp_path: Path) -> None:

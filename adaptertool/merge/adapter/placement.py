@@ -107,5 +107,10 @@ def place(
     )
     unheld = lacking(adapter, layers, {one.module for one, _ in pairs}, tree)
     unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
+    if live is None:
+        levels = ((one, targets.levels_of(one.module, layers.code.layer(one.module))) for one in attached.layers)
+        unsure = unsure or any(
+            targets.is_open(one, ways) for one, ways in levels if one.module not in attached.experts.modules
+        )
     settled = not (targets.open or attached.open or attached.undecided or unheld or unsure)
     return Placement(layers, shared, tokens, attached, pairs, unheld, settled)

@@ -8,6 +8,8 @@ without tensors gets an update of its own that nobody trained. Source: `check_ta
 
 from __future__ import annotations
 
+import re
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from adaptertool import patterns
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from adaptertool.checkpoint.config import AdapterConfig
+    from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.merge.base.code import CodeLayer
 
 FIELDS = (
@@ -69,6 +72,8 @@ class Targets:
                 "raises ValueError: Please specify `target_modules`"
             )
             self.unnamed = False
+        self._together: dict[str, int] = {}
+        self._converted: frozenset[str] = frozenset()
         self._fused = table()["fused"].get(model_type) if config.peft_type == "LORA" else None
         self.fused: Mapping[str, str] = self._fused["parameters"] if self._fused is not None else {}
         if self._fused is not None and isinstance(targets, tuple):
@@ -139,12 +144,15 @@ class Targets:
             else:
                 taken.setdefault(fused["parameters"][old], set()).add(old)
         for new, together in fused["together"].items():
+            if new in taken and len(taken[new]) == len(together) > 1:
+                self._together[new] = len(together)
             if new in taken and len(taken[new]) < len(together):
                 self.refused = (
                     f"The config targets {', '.join(sorted(taken[new]))} and not all of {', '.join(together)}, fused "
                     f"into {new}: PEFT raises ValueError: Cannot convert PEFT target(s)"
                 )
         self.modules = tuple(kept)
+        self._converted = frozenset(taken)
         self.parameters = tuple(dict.fromkeys((*self.parameters, *taken)))
 
     def match(self, module: str, layer: CodeLayer | None = None) -> bool | None:
@@ -190,13 +198,58 @@ class Targets:
             return bare
         return None if bare else ()
 
+    def levels_of(self, module: str, layer: CodeLayer | None = None) -> tuple[Levels, ...]:
+        """How PEFT may nest its wrappers of the module's parameters, from the innermost on; one way where that is certain.
+
+        The module's own order decides, which is not known of what the model's code was not asked about.
+
+        Args:
+            module: Its path in the live model.
+            layer: What it is, where that is known.
+        """
+        names = tuple(dict.fromkeys(self.parameters_of(module, layer) or ()))
+        if not names:
+            return ()
+        shapes = layer.parameters if layer is not None and layer.parameters is not None else {}
+        orders = (names,) if _parameters(layer) is not None or len(names) > _MOST_NAMES else permutations(names)
+        return tuple(tuple((name, shapes.get(name)) for name in order) for order in orders)
+
+    def is_open(self, adapted: AdaptedLayer, ways: tuple[Levels, ...]) -> bool:
+        """Whether it is uncertain which of a module's parameters its tensors are for.
+
+        That is where the file holds tensors of fewer than PEFT wraps, or was written for other targets than it makes of the
+        config's, and shapes are not known.
+
+        Args:
+            adapted: The module, with its tensors.
+            ways: See `levels_of`.
+        """
+        if not ways or not adapted.tensors or all(shape is not None or name == "weight" for name, shape in ways[0]):
+            return False
+        held = sum(name.endswith("lora_A.weight") for name in adapted.tensors)
+        return held != len(ways[0]) or any(name in self._converted for name, _ in ways[0])
+
+    def settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A config's fields as PEFT changes them: what it fuses of several layers gets the rank and alpha of them all.
+
+        Args:
+            settings: The fields, with PEFT's defaults.
+        """
+        found = dict(settings)
+        for field, named in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            value, table = found.get(field), found.get(named) or {}
+            if self._together and isinstance(value, (int, float)) and isinstance(table, dict):
+                more = {rf".*\.{re.escape(name)}": value * count for name, count in self._together.items()}
+                found[named] = {**table, **more}
+        return found
+
     def conflict(self, module: str, layer: CodeLayer | None = None) -> str | None:
         """What PEFT raises about parameters of the module that the config targets; None where it attaches to them."""
         if self._is_named(module, layer):
             return "the config targets both the layer and a parameter of it; PEFT raises ValueError: not a valid target"
         held = self.parameters_of(module, layer) or ()
         dimensions = layer.parameters if layer is not None and layer.parameters is not None else {}
-        if any(dimensions.get(name, 2) not in (2, 3) for name in held):
+        if any(name in dimensions and len(dimensions[name]) not in (2, 3) for name in held):
             return (
                 "the config targets a parameter that is no matrix; PEFT raises ValueError: only 2d and 3d are supported"
             )
@@ -275,6 +328,12 @@ class Targets:
             f"{self._name}: {reason}", code="ADP304", hint="Restore the config that was saved with these weights."
         )
 
+
+Levels = tuple[tuple[str, "tuple[int, ...] | None"], ...]
+"""Parameters of a module by name, each with its shape where that is known."""
+
+_MOST_NAMES = 4
+"""Of experts that transformers fuses: two projections and their biases."""
 
 _OF_EXPERTS = frozenset(("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"))
 """What transformers 5 calls the parameters that it fuses experts into."""

@@ -38,7 +38,7 @@ class CodeLayer:
         flag: The config field that decides, by dotted path; None where none does.
         turned: Whether the flag turns the bias off instead of on.
         part: The dotted path of the sub-config that builds it, with a dot at the end; empty for the model's own.
-        parameters: The dimensions of each of its own parameters, by name, where the model was built.
+        parameters: The shape of each of its own parameters, by name in the model's order, where the model was built.
         shape: The shape of its weight, where the model was built.
     """
 
@@ -47,7 +47,7 @@ class CodeLayer:
     flag: str | None = None
     turned: bool = False
     part: str = ""
-    parameters: Mapping[str, int] | None = None
+    parameters: Mapping[str, tuple[int, ...]] | None = None
     shape: tuple[int, ...] | None = None
 
 

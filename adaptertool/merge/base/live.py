@@ -200,7 +200,7 @@ def _layer(module: torch.nn.Module) -> CodeLayer | None:
         kind = "unknown"
     else:
         return None
-    parameters = {name: parameter.ndim for name, parameter in module.named_parameters(recurse=False)}
+    parameters = {name: tuple(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
     weight = getattr(module, "weight", None)
     shape = tuple(weight.shape) if isinstance(weight, torch.nn.Parameter) else None
     return CodeLayer(kind, getattr(module, "bias", None) is not None, parameters=parameters, shape=shape)

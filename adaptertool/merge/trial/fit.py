@@ -13,11 +13,12 @@ from adaptertool.methods import method_of
 from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapter.adapted import AdaptedLayer
+    from adaptertool.merge.adapter.targets import Levels, Targets
     from adaptertool.merge.base.files import Base
     from adaptertool.merge.base.layer import Layer
     from adaptertool.methods.merging import MergeRule
@@ -52,7 +53,8 @@ class Fitting:
         rule: What the adapter's method needs.
         settings: The adapter's config, with PEFT's defaults.
         pairs: The layers, and what is known of the base's.
-        parameters: Modules that the config targets by their parameters.
+        targets: What the config targets.
+        parameters: Modules that it targets by their parameters, with the ways in which PEFT may nest those.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class Fitting:
         rule: MergeRule,
         settings: Settings,
         pairs: Sequence[tuple[AdaptedLayer, Layer]],
-        parameters: Collection[str],
+        targets: Targets,
+        parameters: Mapping[str, tuple[Levels, ...]],
     ) -> None:
         self.adapter = adapter
         self.base = base
         self.rule = rule
         self.settings = settings
         self.pairs = pairs
+        self.targets = targets
         self.parameters = parameters
         base.load_headers(name for pair in pairs for name in self._base_tensors(*pair))
         self.places = [self._places(*pair) if self._is_declared(pair[0]) else () for pair in pairs]
@@ -93,6 +97,8 @@ class Fitting:
                 found = _Outcome()
             elif self._is_declared(adapted):
                 found = self._best(adapted, places)
+            elif adapted.module in self.parameters:
+                found = self._best_levels(adapted, layer)
             else:
                 found = _Outcome(self._undeclared(adapted, layer) if layer.status == "ok" else None)
             if found.missing or (self.rule.own_tensors and found.made and not adapted.tensors):
@@ -172,16 +178,40 @@ class Fitting:
         return method.role(f"{PEFT_PREFIX}{module}.{name}", self.adapter.config) == "trainable"
 
     def _undeclared(self, adapted: AdaptedLayer, layer: Layer) -> str | None:
-        """Why PEFT raises for tensors that take the place of others, or that are for a parameter."""
+        """Why PEFT raises for tensors that take the place of others."""
         name = self._sized_by(adapted, layer)
         if is_token_layer(adapted):
             return misfit_of_tokens(self.adapter, adapted, self.base.tensor(name) if name is not None else None)
-        if adapted.module in self.parameters:
-            shape = self.base.tensor(name).shape if name is not None else None
-            return self.rule.misfit_of_parameters(self.settings, adapted.module, adapted.tensors, shape)
         for base_name, module in self._replaced(adapted, layer).items():
             if base_name in self.base.files and (due := self.base.tensor(base_name).shape) != module.shape:
                 return f"the adapter's module has shape {list(module.shape)}, and the base's {list(due)}"
+        return None
+
+    def _best_levels(self, adapted: AdaptedLayer, layer: Layer) -> _Outcome:
+        """What PEFT does with the tensors of a module's parameters."""
+        if layer.status != "ok" or not adapted.tensors:
+            return _Outcome()
+        name = self._sized_by(adapted, layer)
+        weight = self.base.tensor(name).shape if name is not None else None
+        ways = self.parameters[adapted.module]
+        reasons = [self._misfit_of_levels(adapted, levels, weight) for levels in ways]
+        if None not in reasons:
+            return _Outcome(reasons[0])
+        if self.targets.is_open(adapted, ways):
+            return _Outcome(untold="which parameters the adapter's tensors are for can't be told without the model")
+        return _Outcome()
+
+    def _misfit_of_levels(self, adapted: AdaptedLayer, levels: Levels, weight: tuple[int, ...] | None) -> str | None:
+        """Why PEFT raises if it wraps the parameters in this order; the outermost wrapper holds what it wraps last."""
+        for depth, (name, shape) in enumerate(reversed(levels)):
+            stem = "base_layer." * depth
+            tensors = {
+                tail: tensor for tail in _FACTORS if (tensor := adapted.tensors.get(f"{stem}{tail}")) is not None
+            }
+            due = weight if shape is None and name == "weight" else shape
+            reason = self.rule.misfit_of_parameters(self.settings, f"{adapted.module}.{name}", tensors, due)
+            if reason is not None:
+                return reason
         return None
 
     def _replaced(self, adapted: AdaptedLayer, layer: Layer) -> dict[str, TensorInfo]:
@@ -219,6 +249,7 @@ class _Outcome:
         extra: What it leaves out.
         refused: Whether it raises before it loads anything.
         made: Whether it makes any.
+        untold: What can't be told, as a sentence; None where nothing is open.
     """
 
     problem: str | None = None
@@ -226,9 +257,12 @@ class _Outcome:
     extra: tuple[str, ...] = ()
     refused: bool = False
     made: bool = True
+    untold: str | None = None
 
 
 def _blocked(layer: Layer, found: _Outcome) -> Layer:
+    if found.untold is not None:
+        return replace(layer, status="unknown", reason=found.untold)
     if found.problem is None:
         return layer
     return replace(layer, status="blocked", code="ADP207" if found.refused else "ADP203", reason=found.problem)
@@ -236,6 +270,9 @@ def _blocked(layer: Layer, found: _Outcome) -> Layer:
 
 _OF_ATTENTION = "in_proj_weight"
 """What torch's `MultiheadAttention` has in place of a weight, for queries, keys and values."""
+
+_FACTORS = ("lora_A.weight", "lora_B.weight")
+"""LoRA alone adapts parameters."""
 
 
 def _kinds(layer: Layer, dimensions: int) -> tuple[LayerKind, ...]:
