@@ -171,17 +171,6 @@ def test_other_adapters_in_folders_below(adapter: Path, stored: Make, run: Run, 
     assert snapshot(adapter / "second") == before
 
 
-def test_an_output_in_the_source(adapter: Path, run: Run) -> None:
-    (adapter / "notes.txt").write_text("mine")
-    due = logits(adapter, SPEC)
-    assert run("slim", adapter, "-o", adapter / "deep" / "slim", *SLIM).code == 0
-    assert set(contents(adapter / "deep" / "slim")) == {"README.md", CONFIG, WEIGHTS, "notes.txt"}
-    assert logits(adapter / "deep" / "slim", SPEC) == due
-    (adapter / "empty").mkdir()
-    assert run("slim", adapter, "-o", adapter / "empty", *SLIM).code == 0
-    assert "empty/empty" not in {path.relative_to(adapter).as_posix() for path in adapter.rglob("*")}
-
-
 def test_the_source_in_the_output(adapter: Path, run: Run, tmp_path: Path) -> None:
     before = snapshot(adapter)
     assert run("slim", adapter, "-o", tmp_path, "--force", *SLIM).code == 0

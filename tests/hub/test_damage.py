@@ -165,8 +165,9 @@ def test_a_name_that_is_none_of_the_files(
     import adaptertool
 
     for name, data in adapter.items():
-        (tmp_path / name).write_bytes(data)
-    adaptertool.slim(tmp_path, output=tmp_path / "one", keep_one_copy=True)
+        (tmp_path / "stored").mkdir(exist_ok=True)
+        (tmp_path / "stored" / name).write_bytes(data)
+    adaptertool.slim(tmp_path / "stored", output=tmp_path / "one", keep_one_copy=True)
     files = files_of(tmp_path / "one")
     # Both names, with what is between them.
     first, last = (files[WEIGHTS].index(kind) for kind in (b"randlora_A", b"randlora_B"))

@@ -70,8 +70,9 @@ def test_lily_counts_layers_as_people_do(arguments: dict[str, Any], tmp_path: Pa
 
 
 def tensors_after_slim(folder: Path) -> dict[str, torch.Tensor]:
-    adaptertool.slim(folder, output=folder / "slim")
-    return tensors(folder / "slim")
+    slimmed = folder.with_name(f"{folder.name}-slim")
+    adaptertool.slim(folder, output=slimmed)
+    return tensors(slimmed)
 
 
 def test_copies_that_differ_are_kept(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_untied_tokens_are_all_kept(tmp_path: Path) -> None:
 
 def test_without_targets_in_the_config_nothing_goes(tmp_path: Path) -> None:
     write(tmp_path, "TRAINABLE_TOKENS", "gpt2")
-    for targets in (None, "(", [3]):
+    for targets in (None, "(", ["h.7"]):
         change_config(tmp_path, target_modules=targets)
         assert adaptertool.slim(tmp_path, dry_run=True).action == "nothing-to-do"
 
