@@ -105,6 +105,29 @@ def test_they_merge_as_they_were_trained(name: str, all_linear: bool, tmp_path: 
     assert torch.allclose(outputs(load(base)), before, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "verdict"),
+    [
+        ("v_proj", "mergeable"),
+        ("^model.layers.7.*", "mergeable"),
+        ("w2", "unknown"),
+        (".*experts.*", "unknown"),
+        (".*mlp.*", "unknown"),
+        ("down_proj", "unknown"),
+    ],
+)
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_name_no_expert_change_none(field: str, pattern: str, verdict: str, tmp_path: Path) -> None:
+    base, leaves = save_base("mixtral", tmp_path / "base"), BASES["mixtral"][2]
+    save_adapter("mixtral", tmp_path / "plain", list(leaves), leaves)
+    save_adapter("mixtral", tmp_path / "adapter", list(leaves), leaves, **{field: {pattern: 3}})
+    assert check_merge(tmp_path / "adapter", base).verdict == verdict
+    if verdict == "mergeable":
+        plain, loaded = (PeftModel.from_pretrained(load(base), str(tmp_path / one)) for one in ("plain", "adapter"))
+        assert torch.equal(outputs(loaded), outputs(plain))
+        assert torch.allclose(outputs(loaded.merge_and_unload(safe_merge=True)), outputs(plain), atol=1e-5)
+
+
 def test_down_projections_alone_merge_and_the_others_alone_are_not_loaded(tmp_path: Path) -> None:
     base = save_base("mixtral", tmp_path / "base")
     plain = outputs(load(base))

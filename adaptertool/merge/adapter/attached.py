@@ -68,7 +68,7 @@ def attached_layers(
     left_out = 0
     undecided = False
     today = NamesToday(layers)
-    experts = fused_experts(fields, adapted, targets, layers.base.config)
+    experts = fused_experts(fields, adapted, targets, layers.base.config, layers.code.patterns())
 
     def code_of(module: str) -> CodeLayer | None:
         return (tree.get(module) if tree is not None else None) or layers.code.layer(module)

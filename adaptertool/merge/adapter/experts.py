@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.merge.base.names import split_path
+from adaptertool.merge.base.paths import numbers_in, with_numbers
+from adaptertool.methods.shapes import RefusedError, by_pattern
 from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 _HOLDER = "experts"
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _FACTORS = frozenset(("lora_A.weight", "lora_B.weight"))
-_PER_NAME = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
+_PER_NAME = ("use_rslora", "use_dora", "lora_bias")
 """Settings that a single expert's layer has and the fused ones would need another of."""
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+"""The same where they name an expert, before or after it was fused."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,11 @@ class FusedExperts:
 
 
 def fused_experts(
-    config: Mapping[str, Any], adapted: Iterable[AdaptedLayer], targets: Targets, base: Mapping[str, Any]
+    config: Mapping[str, Any],
+    adapted: Iterable[AdaptedLayer],
+    targets: Targets,
+    base: Mapping[str, Any],
+    today: Iterable[str],
 ) -> FusedExperts:
     """The experts among the layers that an adapter's file names.
 
@@ -63,15 +71,21 @@ def fused_experts(
         adapted: Those layers.
         targets: What its config targets.
         base: The base's config.
+        today: The paths of the model's layers in its code, with `#` for each number.
     """
+    live = [path for path in today if path.rpartition(".")[2] == _HOLDER]
     holders: dict[str, dict[str, dict[int, AdaptedLayer]]] = {}
     for layer in adapted:
         parts = layer.module.split(".")
         if len(parts) > 2 and parts[-3] == _HOLDER and parts[-2].isdecimal() and parts[-1] in targets.fused:
             holders.setdefault(".".join(parts[:-2]), {}).setdefault(parts[-1], {})[layer_number(parts[-2])] = layer
     modules: dict[str, str | None] = {}
-    for named in holders.values():
-        why = _why_not(config, named, targets, _count(base))
+    for holder, named in holders.items():
+        now = [with_numbers(path, numbers) for path in live if path.count("#") == len(numbers := numbers_in(holder))]
+        old = [layer.module for numbered in named.values() for layer in numbered.values()]
+        fused = [f"{path}.{targets.fused[name]}" for path in (holder, *now) for name in named]
+        is_named = not now or _is_named(config, (*old, *fused))
+        why = _why_not(config, named, targets, _count(base), is_named=is_named)
         modules |= {layer.module: why for numbered in named.values() for layer in numbered.values()}
     return FusedExperts(modules)
 
@@ -81,6 +95,8 @@ def _why_not(
     named: Mapping[str, Mapping[int, AdaptedLayer]],
     targets: Targets,
     count: int | None,
+    *,
+    is_named: bool,
 ) -> str | None:
     taken = {targets.fused[name] for name in targets.fused if targets.fused[name] in targets.parameters}
     fused = {targets.fused[name] for name in named}
@@ -91,7 +107,8 @@ def _why_not(
             "transformers 5 fuses the experts, and PEFT 0.21.2 finds no place for tensors of gate and up projections "
             "without those of down projections: it loads none of them"
         )
-    setting = next((field for field in _PER_NAME if config.get(field)), None)
+    settings = (*_PATTERNS, *_PER_NAME) if is_named else _PER_NAME
+    setting = next((field for field in settings if config.get(field)), None)
     if setting is not None:
         return f"transformers 5 fuses the experts, and what PEFT makes of {setting} for them was not looked into"
     everything = [
@@ -103,6 +120,21 @@ def _why_not(
     ):
         return "transformers 5 fuses the experts, and the adapter's file lacks some of them, or tensors of them"
     return None
+
+
+def _is_named(config: Mapping[str, Any], paths: Iterable[str]) -> bool:
+    """Whether a pattern of the config fits one of the paths."""
+    try:
+        for path in paths:
+            for field in _PATTERNS:
+                if by_pattern({"": _NOWHERE, field: config.get(field) or {}}, "", field, path) is not _NOWHERE:
+                    return True
+    except RefusedError:
+        return True
+    return False
+
+
+_NOWHERE = object()
 
 
 def _inner(targets: Targets) -> set[str]:
