@@ -13,7 +13,7 @@ import safetensors
 
 from tests.checkpoints import CONFIG, WEIGHTS, Spec, copy_of, logits, snapshot
 from tests.conftest import Make, Run
-from tests.faults.conftest import OLDER, SPEC, contents, staged_in
+from tests.faults.conftest import OLDER, SPEC, staged_in
 
 SLIM = ("--for-torch", "2.13")
 
