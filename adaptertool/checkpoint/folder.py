@@ -51,13 +51,15 @@ class Folder(Protocol):
     def walk(self) -> Sequence[str]:
         """Names of all files in this folder and below it, with slashes, sorted."""
 
-    def open(self, name: str, *, ahead: int | None = None) -> Bytes:
+    def open(self, name: str, *, ahead: int | None = None, whole: int = 0) -> Bytes:
         """The file of that name, as `files` or `walk` gives it.
 
         Args:
             name: The file.
             ahead: Over a network, how many bytes the first read at its beginning fetches at least; by default as many as
                 most headers take.
+            whole: Over a network, a file of up to this many bytes is read as a whole, whatever of it is asked for, and held
+                against its digest.
 
         Raises:
             NotFoundError: there is none.
@@ -105,7 +107,7 @@ class LocalFolder:
         """Names of the files here and in all folders below; symlinks to folders are not followed."""
         return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
 
-    def open(self, name: str, *, ahead: int | None = None) -> Bytes:  # noqa: ARG002 - a disk has no use for it
+    def open(self, name: str, *, ahead: int | None = None, whole: int = 0) -> Bytes:  # noqa: ARG002 - not for a disk
         """Open the file of that name."""
         file = LocalBytes(self.path / name)
         self._opened.append(file)

@@ -14,6 +14,8 @@ from adaptertool.cli import main
 from tests.hub import server
 from tests.hub.conftest import files_of
 from tests.hub.large import WEIGHTS
+from tests.hub.server import Fault
+from tests.merge.models import RECIPES, save_adapter, save_base
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +99,35 @@ def test_damage_that_is_the_same_at_every_reading(
     assert "error" not in run(capsys, tmp_path / "out", command)[1]
 
 
+@pytest.mark.parametrize("shards", ["1GB", "10KB"], ids=["one file", "shards"])
+def test_damage_of_a_base(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], shards: str) -> None:
+    base = save_base(RECIPES["qwen2"], tmp_path / "base", max_shard_size=shards)
+    adapter = save_adapter(RECIPES["qwen2"], base, tmp_path / "adapter")
+    hub.add("org/base", files_of(base))
+    files = [path for path in base.glob("*.safetensors") if b"v_proj.bias" in path.read_bytes()]
+    assert (len(list(base.glob("*.safetensors"))) > 1) == (shards == "10KB")
+    command = ["check-merge", str(adapter), "--base", "org/base", "--format", "json"]
+
+    def answer() -> tuple[int, dict[str, Any]]:
+        code = main(command)
+        return code, json.loads(capsys.readouterr().out)
+
+    whole = answer()
+    assert "error" not in whole[1]
+    for path in files:
+        weights = path.read_bytes()
+        length = int.from_bytes(weights[:8], "little")
+        header = parse_header(weights[8 : 8 + length], len(weights) - 8 - length, path.name)
+        bias = next(tensor for name, tensor in header.tensors.items() if name.endswith("v_proj.bias"))
+        for place in (header.data_start + bias.start + 3, weights.index(b"v_proj.bias") + 10, len(weights) - 1):
+            hub.faults[:] = [Fault("storage", path.name, damage=(place, 1))]
+            code, document = answer()
+            assert (code, document.get("error", {}).get("kind")) == (3, "corrupt"), (path.name, place, document)
+            assert "digest" in document["error"]["message"]
+            hub.faults[:] = [Fault("storage", path.name, times=1, damage=(place, 1))]
+            assert answer()[1]["layers"] == whole[1]["layers"]
+
+
 @pytest.mark.parametrize("first", [4 << 10, 64 << 20], ids=["in parts", "at once"])
 def test_damage_of_weights_in_git(
     hub: HubServer,
@@ -164,6 +195,8 @@ def test_a_name_that_is_none_of_the_files(
     """Of a file with one pair, damage to a name leaves half of it."""
     import adaptertool
 
+    source = tmp_path / "source"
+    source.mkdir()
     for name, data in adapter.items():
         (tmp_path / "stored").mkdir(exist_ok=True)
         (tmp_path / "stored" / name).write_bytes(data)

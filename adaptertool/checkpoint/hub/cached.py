@@ -92,7 +92,7 @@ class CachedBytes(LocalBytes):
 class CachedFolder(LocalFolder):
     """A repo's files at one commit as the cache shows them, all or some; what is opened is held against its name."""
 
-    def open(self, name: str, *, ahead: int | None = None) -> Bytes:  # noqa: ARG002 - a disk has no use for it
+    def open(self, name: str, *, ahead: int | None = None, whole: int = 0) -> Bytes:  # noqa: ARG002 - not for a disk
         """Open the file of that name; see `CachedBytes.check`."""
         file = CachedBytes(self.path / name)
         self._opened.append(file)

@@ -42,7 +42,9 @@ class HubBytes:
 
     of_a_repo = True
 
-    def __init__(self, folder: HubFolder, name: str, entry: HubFile | None, ahead: int | None = None) -> None:
+    def __init__(
+        self, folder: HubFolder, name: str, entry: HubFile | None, ahead: int | None = None, whole: int = 0
+    ) -> None:
         """Take the file as the repo's tree describes it, or ask for its beginning and take it as the answer describes it.
 
         The Hub names size and digest in the headers of its answer, before any redirect, and the commit too. So one
@@ -53,6 +55,7 @@ class HubBytes:
             name: In that folder.
             entry: What the tree says of it; None where the tree was not read.
             ahead: How many bytes the first read fetches; `PREFETCH` by default.
+            whole: Of a file up to this many bytes the first read fetches all, wherever it is, and proves it.
 
         Raises:
             NotFoundError: there is none, as far as the Hub's answer goes.
@@ -60,6 +63,7 @@ class HubBytes:
         """
         self._folder = folder
         self._first = max(1, PREFETCH if ahead is None else ahead)
+        self._whole = whole
         self._client = folder.client
         self._path = folder.path_in_repo(name)
         self._subject = folder.subject(self._path)
@@ -185,15 +189,18 @@ class HubBytes:
 
     def _pieces(self, start: int, length: int) -> Iterator[memoryview]:
         """The range in pieces as they are fetched; what is there already comes first."""
-        begun = b"" if self._heads.rangeless and start == 0 else self._begin(start, length)
+        through = self._heads.rangeless and start == 0 and self.size > self._whole
+        begun = b"" if through else self._begin(start, length)
         return chain((memoryview(begun),), self._rest(start + len(begun), length - len(begun)))
 
     def _begin(self, start: int, length: int) -> bytes:
         """What of that range is there already, having fetched the beginning if nothing was read so far."""
-        small = self._entry.sha256 is None and start == 0 and self._first < length == self.size <= SMALL
+        whole = self.size <= self._whole or (
+            self._entry.sha256 is None and start == 0 and self._first < length == self.size <= SMALL
+        )
         with self._prefix_lock:
-            if (small and len(self._prefix) < length) or (start == 0 and length and not self._prefix):
-                upto = length if small else min(self._first, self.size)
+            if (whole and len(self._prefix) < self.size) or (start == 0 and length and not self._prefix):
+                upto = self.size if whole else min(self._first, self.size)
                 data = self._fetch(0, upto)
                 self._prefix = self._proven(data) if upto == self.size else data
                 self._canary = self._prefix[8 : 8 + CANARY]

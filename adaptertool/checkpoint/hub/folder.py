@@ -204,12 +204,13 @@ class HubFolder:
             raise not_a_hub(self.client, f"its list of the files of {self.location} lacks {unlisted[0]}, which it sent")
         return sorted(self._below)
 
-    def open(self, name: str, *, ahead: int | None = None) -> Bytes:
+    def open(self, name: str, *, ahead: int | None = None, whole: int = 0) -> Bytes:
         """The file of that name: from the cache if it holds the file of this commit, else read in ranges.
 
         Args:
             name: The file.
             ahead: How many bytes the first read at its beginning fetches; `PREFETCH` by default.
+            whole: Of a file up to this many bytes the first read fetches all, and proves it.
 
         Raises:
             NotFoundError: this folder holds none of that name.
@@ -218,7 +219,7 @@ class HubFolder:
         """
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise NotFoundError(f"{self.location} holds no {name!r}", hint="That is no name of a file.")
-        file = (self._cached(name) if self.known_commit is not None else None) or self._remote(name, ahead)
+        file = (self._cached(name) if self.known_commit is not None else None) or self._remote(name, ahead, whole)
         self._opened.append(file)
         self._read.add(name)
         return file
@@ -274,7 +275,7 @@ class HubFolder:
                 and (name.endswith(TEXT) if entry is None else entry.blob_id and 0 < entry.size <= SMALL)
             ]
             if small:
-                other = self._remote(min(small)[1], None)
+                other = self._remote(min(small)[1])
                 self._opened.append(other)
                 if other.sha256 is None and other.size <= SMALL:
                     other.read(0, other.size)
@@ -322,17 +323,17 @@ class HubFolder:
                     return kind
         return None
 
-    def _remote(self, name: str, ahead: int | None) -> HubBytes:
+    def _remote(self, name: str, ahead: int | None = None, whole: int = 0) -> HubBytes:
         if self._tree is None and name not in self._below:
             try:
                 # The first file that is read resolves the revision for all others.
                 with self._lock if self.known_commit is None else nullcontext():
-                    return HubBytes(self, name, None, ahead)
+                    return HubBytes(self, name, None, ahead, whole)
             except NotFoundError:
                 # The repo, the revision, the folder, or the file? The API says which, and whether it agrees: one answer
                 # may be wrong.
                 self.pin(None)
-        return HubBytes(self, name, self.listed(self.path_in_repo(name)), ahead)
+        return HubBytes(self, name, self.listed(self.path_in_repo(name)), ahead, whole)
 
     def _cached_revision(self) -> str:
         commit = cached_commit(self.repo_id, self.named_revision)

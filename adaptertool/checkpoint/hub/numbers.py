@@ -17,4 +17,4 @@ def whole_number(text: str | None) -> int | None:
     Args:
         text: The header's value, or a part of it.
     """
-    return int(text) if re.fullmatch(rf"[0-9]{{1,{_DIGITS}}}", text or "") else None
+    return int(text) if text is not None and re.fullmatch(rf"[0-9]{{1,{_DIGITS}}}", text) else None

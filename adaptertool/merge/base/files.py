@@ -33,6 +33,10 @@ THREADS = 8
 """Files read at the same time: enough to hide a network's latency, few enough to be polite to a server."""
 
 
+WHOLE = 16 << 20
+"""Bytes of a weights file up to which, over a network, all of it is read, for its digest to prove. A part has none: of a
+larger file, what the answer depends on is read twice, which shows no damage that comes twice."""
+
 GAP = 64 << 10
 """Bytes between two tensors that are read with them: over a network, less than another request costs."""
 
@@ -178,7 +182,7 @@ class Base:
         return found
 
     def _read_surely(self, file: Bytes, start: int, length: int, name: str) -> bytes:
-        """Bytes on which the answer depends: no digest proves a part of a file."""
+        """Bytes on which the answer depends: no digest proves a part of a file, if it is larger than `WHOLE`."""
         content = file.read(start, length)
         if self.folder.kind == "hub" and file.read_again(start, length) != content:
             raise two_readings(f"{name} in {file.name}")
@@ -186,7 +190,7 @@ class Base:
 
     def _read_header(self, name: str) -> tuple[Bytes, Header]:
         try:
-            file = self.folder.open(name, ahead=self._header_bytes.get(name))
+            file = self.folder.open(name, ahead=self._header_bytes.get(name), whole=WHOLE)
         except NotFoundError as error:
             raise _incomplete(self.folder, name) from error
         return file, read_header(file)
@@ -223,7 +227,7 @@ def open_base(target: Target) -> Base:
             f"{folder.location} holds no base model weights: neither {SINGLE} nor {INDEX}", hint=_what_it_is(names)
         )
     base = Base(folder, config, {})
-    file = folder.open(weights)
+    file = folder.open(weights, whole=WHOLE)
     header = read_header(file)
     base.files = dict.fromkeys(header.tensors, weights)
     base._headers[weights] = (file, header)
