@@ -88,6 +88,16 @@ def _misfit_of_parameters(
     Patterns are held against the parameter's own path (`create_and_replace_param` in `peft/tuners/tuners_utils.py`). Which of
     a parameter's two sides is the inputs', the model's code decides (`ParamWrapper` in `peft/tuners/lora/layer.py`).
     """
+    factors = {name: one.shape for name, one in tensors.items() if name.endswith(("lora_A.weight", "lora_B.weight"))}
+    for name, factor in factors.items():
+        if len(factor) != 2:
+            return f"the adapter's {name} has shape {list(factor)}, and PEFT makes a matrix: it raises a size mismatch"
+        down = factors.get(name.replace("lora_B.", "lora_A."), ())
+        if name.endswith("lora_B.weight") and len(down) == 2 and not (down[0] == factor[1] > 0):
+            return (
+                f"the adapter's {name} has shape {list(factor)} and lora_A {list(down)}, of which PEFT makes no pair: it "
+                "raises a size mismatch"
+            )
     rank = _rank(config, parameter)
     experts = None if shape is None else shape[0] if len(shape) == 3 else 1
     sides = []

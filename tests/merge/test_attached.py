@@ -379,6 +379,28 @@ def test_experts_by_the_names_of_their_parameters(parameters: list[str], tmp_pat
     model.merge_and_unload(safe_merge=True)
 
 
+@pytest.mark.parametrize("holder", ["", "base_layer."])
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_parameters_whose_factors_are_no_pair(side: str, holder: str, tmp_path: Path) -> None:
+    """Several parameters of a layer are wrapped in each other."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    base = tmp_path / "base"
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**QWEN3_MOE)).save_pretrained(base)
+    targets: Any = {"target_modules": [], "target_parameters": ["gate_up_proj", "down_proj"]}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, **targets))
+    model.save_pretrained(str(tmp_path))
+    weights = tmp_path / "adapter_model.safetensors"
+    whole = load_file(weights)
+    name = f"base_model.model.model.layers.0.mlp.experts.{holder}lora_{side}.weight"
+    ranks = 1 if side == "B" else 0
+    for part in (whole[name].flatten(), whole[name].narrow(ranks, 0, 0), whole[name].narrow(ranks, 0, 2)):
+        save_file({**whole, name: part.contiguous()}, weights, {"format": "pt"})
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path))
+        assert check_merge(tmp_path, base).verdict == "not-mergeable", part.shape
+
+
 def test_the_model_tells_of_a_class_that_the_table_does_not_know(tmp_path: Path) -> None:
     """Full paths in a class for a rare task, which are no older names of another class's layers."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
