@@ -138,6 +138,22 @@ def test_down_projections_alone_merge_and_the_others_alone_are_not_loaded(tmp_pa
         assert torch.equal(outputs(loaded), plain) is not changes
 
 
+@pytest.mark.parametrize(("kept", "verdict"), [(("w2",), "mergeable"), (("w1", "w3", "w2"), "unknown")])
+def test_rank_stabilised_scales(kept: tuple[str, ...], verdict: str, tmp_path: Path) -> None:
+    base = save_base("mixtral", tmp_path / "base")
+    tensors = save_adapter("mixtral", tmp_path / "adapter", list(kept), kept, use_rslora=True)
+    assert check_merge(tmp_path / "adapter", base).verdict == verdict
+    loaded = PeftModel.from_pretrained(load(base), str(tmp_path / "adapter"))
+    before = outputs(loaded)
+    assert torch.allclose(outputs(loaded.merge_and_unload(safe_merge=True)), before, atol=1e-5)
+    weights = load_file(base / "model.safetensors")
+    for key in (key for key in tensors if "lora_A" in key):
+        stem = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        weights[f"{stem}.weight"] += 4 / 2**0.5 * tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    assert torch.allclose(outputs(load(base)), before, atol=1e-4) == (verdict == "mergeable")
+
+
 def without(part: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key: tensor for key, tensor in tensors.items() if part not in key}
 

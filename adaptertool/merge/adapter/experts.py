@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOLDER = "experts"
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _FACTORS = frozenset(("lora_A.weight", "lora_B.weight"))
-_PER_NAME = ("use_rslora", "use_dora", "lora_bias")
+_PER_NAME = ("use_dora", "lora_bias")
 """Settings that a single expert's layer has and the fused ones would need another of."""
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 """The same where they name an expert, before or after it was fused."""
@@ -106,6 +106,11 @@ def _why_not(
         return (
             "transformers 5 fuses the experts, and PEFT 0.21.2 finds no place for tensors of gate and up projections "
             "without those of down projections: it loads none of them"
+        )
+    if config.get("use_rslora") and len(fused) < len(named):
+        return (
+            "transformers 5 fuses the experts, and PEFT 0.21.2 gives what it makes of gate and up projections twice the rank "
+            "and alpha: by use_rslora that is another scale than the trained one"
         )
     settings = (*_PATTERNS, *_PER_NAME) if is_named else _PER_NAME
     setting = next((field for field in settings if config.get(field)), None)
