@@ -105,6 +105,7 @@ class MergeRule:
             nothing is open.
         product: The layer's update, where it is a product of two tensors.
         normalised: Tensors whose columns the merge divides by their lengths.
+        shares: Tensors along whose last dimension are shares of one; PEFT takes the logarithm of each, and of what is left.
         refuses: Why PEFT does not attach to a layer of this name in a model of this type; None where it does. (`mamba` in
             `peft/tuners/tuners_utils.py`, read at 0.21.2.)
         refuses_parameters: Why, under this config, it does not attach to parameters (`target_parameters`).
@@ -137,6 +138,7 @@ class MergeRule:
     undecided: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
     normalised: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
     refuses: Callable[[str | None, str], str | None] = lambda *_: None
     refuses_parameters: Callable[[Mapping[str, Any]], str | None] = lambda _: None
 

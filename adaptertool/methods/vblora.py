@@ -69,5 +69,6 @@ VBLORA = VbLora(
         tensors=_tensors,
         refused=_refused,
         shared=_shared,
+        shares=tuple(f"vblora_logits_{side}_topk_weights" for side in "AB"),
     ),
 )

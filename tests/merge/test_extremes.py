@@ -118,3 +118,21 @@ def test_values_beside_the_method(beside: dict[str, Any], value: float, bases: B
     report = adaptertool.check_merge(tmp_path, bases("opt", torch.float16))
     assert [one.code for one in report.findings if one.severity == "error"] == ["ADP204"]
     assert report.verdict == "not-mergeable"
+
+
+@pytest.mark.parametrize(("largest", "spread"), [(2, 30.0), (4, 1.0), (4, 30.0)])
+def test_shares_of_trained_logits(largest: int, spread: float, bases: Bases, tmp_path: Path) -> None:
+    """VB-LoRA's `save_only_topk_weights` leaves the last share out, which is below zero where rounding took the others up."""
+    verdicts = set()
+    for seed in range(4):
+        folder = tmp_path / f"{seed}"
+        written = write(folder, "VBLORA", topk=largest, num_vectors=8, vector_length=4, save_only_topk_weights=True)
+        torch.manual_seed(seed)
+        for name, tensor in written.model.named_parameters():
+            if "vblora_logits" in name:
+                torch.nn.init.normal_(tensor, std=spread)
+        written.model.save_pretrained(str(folder))
+        report = adaptertool.check_merge(folder, bases("llama"))
+        assert report.verdict in (("mergeable",) if works(written) else ("not-mergeable", "unknown"))
+        verdicts.add(report.verdict)
+    assert ("not-mergeable" in verdicts) is (largest > 2 and spread > 1)

@@ -139,6 +139,8 @@ class AdapterValues:
                 return Trouble(
                     certain=True, reason=f"a column of the adapter's {name} is zero, and PEFT divides by its length"
                 )
+            if name in self._rule.shares and (trouble := self._trouble_of_shares(name, tensor)) is not None:
+                return trouble
         if extreme is not None and math.isnan(extreme[1]):
             return Trouble(certain=True, reason=f"the adapter's {extreme[0]} holds NaN or infinity")
         if extreme is not None and as_is:
@@ -170,6 +172,26 @@ class AdapterValues:
     def _usual_size(self, tensor: TensorInfo, dtype: str | None) -> float:
         config = self._adapter.config
         return usual_size(dtype, trained=method_of(config).role(tensor.name, config) == "trainable")
+
+    def _trouble_of_shares(self, name: str, tensor: TensorInfo) -> Trouble | None:
+        """Whether what is left of one is below zero, by rounding for instance: its logarithm is NaN."""
+        import numpy as np
+
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
+
+        dtype = DTYPE_NAMES.get(tensor.dtype)
+        if dtype not in FLOATS or not tensor.shape:
+            return None
+        values = self.of(tensor)
+        # In which order torch adds them up depends on the processor.
+        left = [1 - rounded(np.add.accumulate(one, axis=-1)[..., -1:], dtype) for one in (values, values[..., ::-1])]
+        below = [bool((one < 0).any()) for one in left] if values.size else []
+        if not (any(below) or (values < 0).any()):
+            return None
+        reason = (
+            f"shares in the adapter's {name} add up to more than one, and the logarithm of what is left of it is NaN"
+        )
+        return Trouble(certain=all(below) or bool((values < 0).any()), reason=reason)
 
     def _has_zero_column(self, tensor: TensorInfo) -> bool:
         import numpy as np
