@@ -6,6 +6,7 @@ again at loading, from a decomposition that starts from random numbers. PEFT 0.2
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import LINEAR, MergeRule
@@ -33,21 +34,31 @@ def _refused(settings: Mapping[str, Any]) -> str | None:
 
 
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
-    """The bias is one more column. The clusters decide about A and B, which PEFT takes in the shapes that the file has."""
+    """The bias is one more column. The clusters decide about A and B, which PEFT takes in the shapes that the file has.
+
+    There are no more clusters than outputs: `clustering_Z` in its `utils.py`.
+    """
     inputs = place.into + bool(place.bias)
     rank = min(integer(settings, "r", 1), place.out, inputs)
     integer(settings, "subspace_rank", 0)
-    subspaces = range(integer(settings, "num_subspaces", 1))
+    subspaces = range(min(integer(settings, "num_subspaces", 1), place.out))
     shapes: dict[str, Shape] = {f"adamss_{side}.{index}": (None, None) for side in "AB" for index in subspaces}
     return {"adamss_newB": (rank, inputs), **shapes}
 
 
 def _misfit(_: Settings, place: Place, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """Each output is in one subspace."""
-    rows = [tensor.shape[0] for name, tensor in tensors.items() if name.startswith("adamss_B.") and tensor.shape]
-    if not rows or sum(rows) == place.out:
+    """Each output is in one subspace, and what is merged of that is the product of B, A and newB."""
+    basis = tensors.get("adamss_newB")
+    outer = {name: tensor for name, tensor in tensors.items() if name.startswith("adamss_B.")}
+    for name, tensor in outer.items():
+        inner = tensors.get(name.replace("_B.", "_A."))
+        chain = [one.shape for one in (tensor, inner, basis) if one is not None]
+        if any(len(shape) != 2 for shape in chain) or any(left[1] != right[0] for left, right in pairwise(chain)):
+            return f"no product can be made of {', '.join(str(list(shape)) for shape in chain)}: PEFT raises when it merges"
+    rows = sum(tensor.shape[0] for tensor in outer.values())
+    if not outer or rows == place.out:
         return None
-    return f"its subspaces have {sum(rows)} outputs, and the base's layer {place.out}: PEFT raises when it merges"
+    return f"its subspaces have {rows} outputs, and the base's layer {place.out}: PEFT raises when it merges"
 
 
 def _clustered_anew(config: Mapping[str, Any]) -> str | None:

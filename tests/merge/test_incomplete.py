@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from peft import PeftType
+import transformers
+from peft import PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 
 import adaptertool
-from tests.methods.written import ARGUMENTS, UNTARGETED, Written, logits, peft_types, write
+from tests.merge.models import SMALL
+from tests.methods.written import ARGUMENTS, UNTARGETED, Written, logits, peft_types, shake, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +58,30 @@ def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Bases, 
     assert merged(written) is not None
     codes = {finding.code for finding in adaptertool.check_merge(tmp_path, bases(family)).findings}
     assert codes.isdisjoint({"ADP203", "ADP207", "ADP210", "ADP211"})
+
+
+@pytest.mark.parametrize("peft_type", [one for one in TYPES if one != "BEFT"])
+def test_a_small_head_that_the_base_does_not_hold(peft_type: str, tmp_path: Path) -> None:
+    """Its sizes are not known, and may be less than the rank: what PEFT makes of it is no misfit."""
+    small = transformers.LlamaConfig(**SMALL, num_labels=2)
+    torch.manual_seed(0)
+    made = transformers.LlamaForSequenceClassification(small)
+    made.model.save_pretrained(tmp_path / "base")
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
+    chosen = {**ARGUMENTS.get(peft_type, {}), "target_modules": ["score", "q_proj"]}
+    if "r" in kind.__dataclass_fields__ and "r" not in chosen:
+        chosen["r"] = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = get_peft_model(made, kind(**chosen))
+        except ERRORS as error:
+            pytest.skip(f"PEFT does not attach it: {error}")
+        shake(model)
+        model.save_pretrained(str(tmp_path / "adapter"))
+        model.merge_and_unload(safe_merge=True)
+    report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base")
+    assert {layer.status for layer in report.layers} <= {"ok", "unknown"}
 
 
 @pytest.mark.parametrize(("written_for", "loaded_for"), [(64, 64), (64, 16), (16, 64), (64, 15), (12, 64), (12, 12)])

@@ -41,7 +41,7 @@ PATTERNS: tuple[Any, ...] = ({}, {}, {"wide": 3}, {"block.0.narrow": 2, "image":
 FLAGS = (True, False)
 FIELDS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "ADALORA": {"init_r": SIZES, "use_dora": (False, False, True), "total_step": (10, 10, 0), "tinit": (0, 0, 9)},
-    "ADAMSS": {"r": SIZES[4:], "num_subspaces": (1, 2, 3), "subspace_rank": (1, 2, 3), "use_dynamic_rank": FLAGS},
+    "ADAMSS": {"r": SIZES[4:], "num_subspaces": (1, 2, 3, 30), "subspace_rank": (1, 2, 3), "use_dynamic_rank": FLAGS},
     "BEFT": {"init_weights": FLAGS},
     "BOFT": {"boft_block_size": SIZES, "boft_block_num": (0, 0, 0, 2, 4), "boft_n_butterfly_factor": (1, 1, 0)},
     "C3A": {"block_size": SIZES, "block_size_pattern": PATTERNS},

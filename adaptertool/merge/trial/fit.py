@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
@@ -13,7 +14,7 @@ from adaptertool.methods import method_of
 from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
@@ -76,14 +77,14 @@ class Fitting:
         self.parameters = parameters
         base.load_headers(name for pair in pairs for name in self._base_tensors(*pair))
         self.places = [self._places(*pair) if self._is_declared(pair[0]) else () for pair in pairs]
-        # Twice the same layers, but for those of unknown sizes: what does not depend on these is the same in both.
+        # The same layers again and again, but for those of unknown sizes: what does not depend on these is always the same.
         self.worlds = tuple(
             Places(
                 places[0] if places else _probe(adapted.module, world)
                 for (adapted, _), places in zip(pairs, self.places, strict=True)
                 if self._is_declared(adapted)
             )
-            for world in (0, 1)
+            for world in _WORLDS
         )
 
     def fitted(self) -> Fitted:
@@ -144,28 +145,29 @@ class Fitting:
 
     def _best(self, adapted: AdaptedLayer, places: Iterable[Place]) -> _Outcome:
         """What PEFT does; where it is not known what the layer is, it is what the file's tensors fit."""
-        outcomes = [self._outcome(adapted, (place, place)) for place in places]
+        outcomes = [self._outcome(adapted, (place,) * len(self.worlds)) for place in places]
         if not outcomes:
-            found = self._outcome(adapted, (_probe(adapted.module, 0), _probe(adapted.module, 1)))
+            found = self._outcome(adapted, [_probe(adapted.module, world) for world in _WORLDS])
             # A size that PEFT refuses the layer need not have.
             return _Outcome() if found.refused else found
         if not adapted.tensors:
             return max(outcomes, key=lambda one: len(one.missing))
         return min(outcomes, key=lambda one: (one.problem is not None, len(one.missing) + len(one.extra)))
 
-    def _outcome(self, adapted: AdaptedLayer, places: tuple[Place, Place]) -> _Outcome:
+    def _outcome(self, adapted: AdaptedLayer, places: Sequence[Place]) -> _Outcome:
         try:
-            due = _common(*(self._declared(*both) for both in zip(places, self.worlds, strict=True)))
+            declared = _in_each(self._declared, zip(places, self.worlds, strict=True))
         except RefusedError as error:
             return _Outcome(str(error), refused=True)
+        due = _common(declared)
         missing = tuple(name for name in due if name not in adapted.tensors and self._is_trained(adapted.module, name))
-        extra = tuple(name for name in adapted.tensors if name not in due)
+        extra = tuple(name for name in adapted.tensors if not any(name in shapes for shapes in declared))
         # Copies of what all layers share stand under the layers, and are none of those tensors.
         everything, stem = self.adapter.weights.tensors, f"{PEFT_PREFIX}{adapted.module}."
         held = {name: tensor for name in due if (tensor := adapted.tensors.get(name) or everything.get(stem + name))}
         wrong = (name for name, tensor in held.items() if not is_of(tensor.shape, due[name]))
         problem = next((_mismatch(name, held[name], due[name]) for name in wrong), None)
-        if problem is None and places[0] == places[1]:
+        if problem is None and len(set(places)) == 1:
             problem = self.rule.misfit(self.settings, places[0], held)
         return _Outcome(problem, missing, extra, made=bool(due))
 
@@ -223,7 +225,7 @@ class Fitting:
     def _shared(self) -> tuple[tuple[Finding, ...], str | None]:
         """What is wrong with the tensors that all layers share, and what can't be told of them."""
         try:
-            due = _common(*(self.rule.shared(self.settings, places) for places in self.worlds))
+            due = _common(_in_each(self.rule.shared, ((self.settings, places) for places in self.worlds)))
         except RefusedError as error:
             return (Finding("ADP207", f"PEFT does not load the adapter: {error}"),), None
         held = {name: self.adapter.weights.tensors.get(f"base_model.{name}") for name in due}
@@ -285,19 +287,35 @@ def _kinds(layer: Layer, dimensions: int) -> tuple[LayerKind, ...]:
     return ("linear", "conv1d", "embedding") if dimensions == 2 else ("conv",) if dimensions > 2 else ("other",)
 
 
-def _probe(module: str, world: int) -> Place:
-    """A layer of sizes that no layer has, and that numbers of blocks divide."""
-    out, into = ((7, 11), (13, 17))[world]
-    return Place(module, "linear", (out * _DIVISIBLE, into * _DIVISIBLE), True)
-
-
 _DIVISIBLE = 2**12 * 3**2 * 5
 
+_WORLDS = ((7 * _DIVISIBLE, 11 * _DIVISIBLE), (13 * _DIVISIBLE, 17 * _DIVISIBLE), (1, 1))
+"""Outputs and inputs that a layer of unknown sizes is given: more than any has, which blocks divide, and the least."""
 
-def _common(one: Shapes, other: Shapes) -> dict[str, Shape]:
-    """What two declarations agree in."""
-    pairs = {name: zip(shape, other[name], strict=True) for name, shape in one.items() if name in other}
-    return {name: tuple(here if here == there else None for here, there in dims) for name, dims in pairs.items()}
+
+def _probe(module: str, world: tuple[int, int]) -> Place:
+    return Place(module, "linear", world, True)
+
+
+def _in_each(declare: Callable[..., Shapes], worlds: Iterable[tuple[Any, ...]]) -> list[Shapes]:
+    """What is declared in each world; not all take the least sizes, which only a layer that is known to have them need have.
+
+    Raises:
+        RefusedError: PEFT raises, and does with large sizes as well.
+    """
+    *large, least = worlds
+    declared = [declare(*world) for world in large]
+    with suppress(RefusedError):
+        declared.append(declare(*least))
+    return declared
+
+
+def _common(declared: Sequence[Shapes]) -> dict[str, Shape]:
+    """What all declarations agree in."""
+    first, *others = declared
+    names = [name for name in first if all(name in other for other in others)]
+    dimensions = {name: zip(*(shapes[name] for shapes in declared), strict=True) for name in names}
+    return {name: tuple(one[0] if len(set(one)) == 1 else None for one in dimensions[name]) for name in names}
 
 
 def _mismatch(name: str, tensor: TensorInfo, shape: Shape) -> str:
