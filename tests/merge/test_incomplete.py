@@ -107,6 +107,22 @@ def test_names_with_the_adapters_own_in_them(bases: Bases, tmp_path: Path) -> No
     assert all("only if the adapter is given that name" in (layer.reason or "") for layer in report.layers)
 
 
+@pytest.mark.parametrize("leaf", ["weight", "bias"])
+def test_a_tensor_of_a_norm_that_is_missing(leaf: str, bases: Bases, tmp_path: Path) -> None:
+    """PEFT keeps the base's own in its place: what was trained is lost."""
+    written = write(tmp_path, "LN_TUNING", "opt")
+    report = adaptertool.check_merge(tmp_path, bases("opt"))
+    assert (report.verdict, report.findings) == ("mergeable", ())
+    path = tmp_path / "adapter_model.safetensors"
+    state = load_file(path)
+    lost = next(name for name in state if name.endswith(f".ln_tuning_layers.{leaf}"))
+    save_file({name: tensor for name, tensor in state.items() if name != lost}, path, {"format": "pt"})
+    assert not torch.equal(logits(written.loaded(tmp_path)), written.logits)
+    report = adaptertool.check_merge(tmp_path, bases("opt"))
+    assert (report.verdict, [one.code for one in report.findings]) == ("unknown", ["ADP211"])
+    assert report.findings[0].count == 1
+
+
 @pytest.mark.parametrize("peft_type", TYPES)
 def test_a_tensor_that_is_missing(peft_type: str, bases: Bases, tmp_path: Path) -> None:
     family = "opt" if peft_type == "BEFT" else "llama"

@@ -101,7 +101,8 @@ class Fitting:
             elif adapted.module in self.parameters:
                 found = self._best_levels(adapted, layer)
             else:
-                found = _Outcome(self._undeclared(adapted, layer) if layer.status == "ok" else None)
+                problem = self._undeclared(adapted, layer) if layer.status == "ok" else None
+                found = _Outcome(problem, self._lacking_of_whole(adapted, layer))
             if found.missing or (self.rule.own_tensors and found.made and not adapted.tensors):
                 lacking[adapted.module] = found.missing
             ignored += [adapted.tensors[name].name for name in found.extra]
@@ -215,6 +216,16 @@ class Fitting:
             if reason is not None:
                 return reason
         return None
+
+    def _lacking_of_whole(self, adapted: AdaptedLayer, layer: Layer) -> tuple[str, ...]:
+        """The tensors of a module that is trained whole of which the base has some and the adapter's file none."""
+        prefix = self.rule.whole_module
+        if prefix is None or layer.status != "ok" or is_token_layer(adapted):
+            return ()
+        names = {f"{prefix}.{leaf}": f"{layer.stored}.{leaf}" for leaf in ("weight", "bias")}
+        return tuple(
+            name for name, stored in names.items() if stored in self.base.files and name not in adapted.tensors
+        )
 
     def _replaced(self, adapted: AdaptedLayer, layer: Layer) -> dict[str, TensorInfo]:
         """The base's tensors that the adapter's take the place of."""
