@@ -79,9 +79,7 @@ class _Slim(Rewriting):
         )
 
     def exit_code(self, result: Rewrite) -> int:
-        # A fingerprint can be longer than what a tiny file is stripped of: that is no work to be done.
-        work = result.action != "nothing-to-do" and result.bytes_after < result.bytes_before
-        return int(result.action == "refused" or (self.check_only and work))
+        return int(result.action == "refused" or (self.check_only and result.action != "nothing-to-do"))
 
 
 def command(
@@ -98,7 +96,7 @@ def command(
     ] = None,
     dry_run: DryRun = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing, and exit with 1 where slim would make it smaller.")
+        bool, typer.Option("--check", help="Write nothing, and exit with 1 where there is something to do.")
     ] = False,
     force: Annotated[
         bool,

@@ -54,17 +54,6 @@ def test_the_source_is_no_output(command: str, spelling: str, force: list[str], 
 
 
 @every_command
-@pytest.mark.parametrize("spelling", ["{}/out", "{}/a/b", "{}-link/out"])
-def test_no_output_is_in_the_source(command: str, spelling: str, source: Path, run: Run) -> None:
-    Path(f"{source}-link").symlink_to(source)
-    before = snapshot(source)
-    outcome = run(command, source, "-o", spelling.format(source), "--force")
-    assert outcome.code == 2
-    assert "inside the checkpoint" in outcome.err
-    assert snapshot(source) == before
-
-
-@every_command
 def test_an_existing_output_is_not_overwritten_unasked(command: str, source: Path, tmp_path: Path, run: Run) -> None:
     output = tmp_path / "out"
     output.mkdir()

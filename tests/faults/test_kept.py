@@ -13,7 +13,7 @@ import safetensors
 
 from tests.checkpoints import CONFIG, WEIGHTS, Spec, copy_of, logits, snapshot
 from tests.conftest import Make, Run
-from tests.faults.conftest import OLDER, SPEC, staged_in
+from tests.faults.conftest import OLDER, SPEC, contents, staged_in
 
 SLIM = ("--for-torch", "2.13")
 
@@ -169,6 +169,17 @@ def test_other_adapters_in_folders_below(adapter: Path, stored: Make, run: Run, 
     assert not (tmp_path / "out" / ".git").exists()  # the copy is no clone of the repo
     assert run("slim", adapter, "--in-place", *SLIM).code == 0
     assert snapshot(adapter / "second") == before
+
+
+def test_an_output_in_the_source(adapter: Path, run: Run) -> None:
+    (adapter / "notes.txt").write_text("mine")
+    due = logits(adapter, SPEC)
+    assert run("slim", adapter, "-o", adapter / "deep" / "slim", *SLIM).code == 0
+    assert set(contents(adapter / "deep" / "slim")) == {"README.md", CONFIG, WEIGHTS, "notes.txt"}
+    assert logits(adapter / "deep" / "slim", SPEC) == due
+    (adapter / "empty").mkdir()
+    assert run("slim", adapter, "-o", adapter / "empty", *SLIM).code == 0
+    assert "empty/empty" not in {path.relative_to(adapter).as_posix() for path in adapter.rglob("*")}
 
 
 def test_the_source_in_the_output(adapter: Path, run: Run, tmp_path: Path) -> None:

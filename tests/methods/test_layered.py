@@ -115,14 +115,6 @@ def test_a_file_of_nothing_else_is_left_alone(tmp_path: Path) -> None:
     assert "nothing else" in (result.reason or "")
 
 
-def test_a_fingerprint_longer_than_what_goes_is_no_work_for_check(tmp_path: Path, run: Run) -> None:
-    write(tmp_path / "adapter", "TINYLORA")
-    planned = adaptertool.slim(tmp_path / "adapter", dry_run=True)
-    assert planned.action == "stripped"
-    assert planned.bytes_after > planned.bytes_before
-    assert run("slim", tmp_path / "adapter", "--check").code == 0
-
-
 def test_each_layer_has_its_own(tmp_path: Path, run: Run) -> None:
     write(tmp_path / "adapter", "SHIRA")
     said = run("slim", tmp_path / "adapter", "--keep-one-copy", "--check").out

@@ -29,17 +29,14 @@ def check_output(adapter: Adapter, output: Path, *, force: bool, in_tree: bool =
         adapter: The source.
         output: The folder.
         force: Whether what is there may be replaced.
-        in_tree: Whether it may hold other checkpoints below it: then only a checkpoint right in it is in the way, and it can
-            be in the tree itself.
+        in_tree: Whether it may hold other checkpoints below it: then only a checkpoint right in it is in the way.
 
     Raises:
-        UsageError: it is the source or in it, a file, or holds something and `force` is not given.
+        UsageError: it is the source, a file, or holds something and `force` is not given.
     """
     folder = adapter.folder
     if isinstance(folder, LocalFolder) and output.exists() and output.samefile(folder.path):
         raise UsageError(f"{output} is the checkpoint itself", hint="Use --in-place to change it where it is.")
-    if isinstance(folder, LocalFolder) and not in_tree and _real(folder.path) in _real(output).parents:
-        raise UsageError(f"{output} is inside the checkpoint, {folder.path}", hint="Name a folder beside it.")
     if output.is_symlink() and not output.exists():
         raise UsageError(f"{output} is a symlink that leads nowhere")
     try:
@@ -49,11 +46,6 @@ def check_output(adapter: Adapter, output: Path, *, force: bool, in_tree: bool =
             raise already_exists(output)
     except OSError as error:
         raise os_error(error, output) from error
-
-
-def _real(path: Path) -> Path:
-    """Where a path leads; of symlinks in a circle, as far as that can be told (`Path.resolve` raises there)."""
-    return Path(os.path.realpath(path))
 
 
 def check_in_place(adapter: Adapter) -> Path:
