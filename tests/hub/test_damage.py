@@ -195,8 +195,6 @@ def test_a_name_that_is_none_of_the_files(
     """Of a file with one pair, damage to a name leaves half of it."""
     import adaptertool
 
-    source = tmp_path / "source"
-    source.mkdir()
     for name, data in adapter.items():
         (tmp_path / "stored").mkdir(exist_ok=True)
         (tmp_path / "stored" / name).write_bytes(data)

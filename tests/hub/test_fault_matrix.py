@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adaptertool.checkpoint.hub import patience, push
+from adaptertool.checkpoint.hub import patience
 from adaptertool.cli import main
 from tests.hub.conftest import files_of
 from tests.hub.large import WEIGHTS
@@ -89,7 +89,6 @@ def runner(
 ) -> Callable[[str], Run]:
     """Runs a command on a fresh Hub, in a fresh place."""
     monkeypatch.setattr(patience, "SILENCE", 0.5)
-    monkeypatch.setattr(push, "ANSWER_SECONDS", 0.5)
     monkeypatch.setenv(patience.TIMEOUT_VARIABLE, "1.5")
     hub.tokens.add(TOKEN)
 

@@ -161,8 +161,15 @@ def test_a_file_that_is_gone(hub: HubServer, folder: HubFolder, tmp_path: Path) 
         ("commit", {"status": 500}, NetworkError, "answered status 500"),
         ("commit", {"cut": 0}, NetworkError, "could not open"),
         ("commit", {"cut": 20}, NetworkError, "could not open"),
-        ("commit", {"delay": 3.0}, NetworkError, "could not open"),
-        ("commit", {"drip": 0.5}, NetworkError, "was opened in 2 seconds"),
+        ("commit", {"delay": 3.0}, NetworkError, "no pull request on org/name"),
+        ("commit", {"drip": 0.5}, NetworkError, "was opened in 1 seconds"),
+        ("batch", {"drip": 0.5}, NetworkError, "was opened in 4 seconds"),
+        (
+            "batch",
+            {"body": b'{"objects": [{"oid": "%s", "size": 1280000}]}' % (b"0" * 64)},
+            NetworkError,
+            "huggingface_hub cannot use what",
+        ),
     ],
 )
 def test_what_goes_wrong_is_told(
@@ -175,8 +182,7 @@ def test_what_goes_wrong_is_told(
     error: type[AdapterToolError],
     words: str,
 ) -> None:
-    monkeypatch.setattr(push, "ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(push, "PUSH_SECONDS", 2.0)
+    monkeypatch.setattr(folder.client, "timeout", 1.0)
     monkeypatch.setattr(push, "PUSH_RATE", 1e9)
     hub.fail(kind, **fault)
     begin = time.monotonic()

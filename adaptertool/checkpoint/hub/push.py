@@ -6,10 +6,11 @@ import logging
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.hub.addresses import origin, shown
+from adaptertool.checkpoint.hub.patience import TIMEOUT_VARIABLE
 from adaptertool.checkpoint.hub.refusals import redacted, refusal, retry_after
 from adaptertool.checkpoint.hub.session import http_library, hub_session, is_offline, transport_errors
 from adaptertool.errors import (
@@ -26,14 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from huggingface_hub import CommitOperationAdd, HfApi
+
     from adaptertool.checkpoint.hub.folder import HubFolder
 
-PUSH_SECONDS = 600.0
-PUSH_RATE = 50_000.0
-"""How long all requests of a commit may take together, and how many bytes a second an upload is at least expected to do."""
+T = TypeVar("T")
 
-ANSWER_SECONDS = 120.0
-"""How long the Hub may take to answer one request of a commit; huggingface_hub itself would wait for ever (2.4.0)."""
+PUSH_RATE = 50_000.0
+"""Bytes a second that an upload is at least expected to do."""
+
+UPLOAD_STEPS = 4
+"""Requests before that of the commit, for each of which there is the time of a step: how files go, where, and whether they
+are there, and the upload itself beside what its bytes take."""
 
 
 def check_online(repo: str) -> None:
@@ -104,32 +109,32 @@ def open_pull_request(
     if not files and not deletes:
         return None
     size = sum(path.stat().st_size for path in files.values() if path.exists())
+    step, upload = folder.client.timeout, size / PUSH_RATE
+    retry = f"Try again, or set {TIMEOUT_VARIABLE} to more seconds."
+    additions = _within(UPLOAD_STEPS * step + upload, folder, lambda: _uploaded(folder, files), retry)
+    # Files that are in no large file storage go with the commit itself.
+    inline = sum(addition.upload_info.size for addition in additions if addition._upload_mode != "lfs") / PUSH_RATE
     return _within(
-        PUSH_SECONDS + size / PUSH_RATE,
+        step + inline,
         folder,
-        lambda: _opened(folder, files, deletes, title=title, description=description),
+        lambda: _committed(folder, additions, deletes, title=title, description=description),
+        _perhaps_open(folder),
     )
 
 
-def _opened(
-    folder: HubFolder, files: Mapping[str, Path], deletes: Sequence[str], *, title: str, description: str
-) -> str | None:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+def _uploaded(folder: HubFolder, files: Mapping[str, Path]) -> list[CommitOperationAdd]:
+    """The files as parts of a commit; those for large file storage are there now."""
+    from huggingface_hub import CommitOperationAdd
 
-    client, branch = folder.client, folder.branch
-    api = HfApi(endpoint=client.endpoint, token=client.token, library_name="adaptertool")
-    with _patient_session(folder), _progress_on_terminals(), _by_lfs(), _without_addresses():
+    with _requests(folder) as api:
         with _as_our_errors(folder):
             additions = [
                 CommitOperationAdd(path_in_repo=folder.path_in_repo(name), path_or_fileobj=path)
                 for name, path in sorted(files.items())
             ]
-        deletions = [
-            CommitOperationDelete(path_in_repo=folder.path_in_repo(name), is_folder=False) for name in sorted(deletes)
-        ]
         with _as_our_errors(folder, "Try again later."):
             api.preupload_lfs_files(
-                folder.repo_id, additions, revision=branch, create_pr=True, free_memory=False, num_threads=2
+                folder.repo_id, additions, revision=folder.branch, create_pr=True, free_memory=False, num_threads=2
             )
         for addition in additions:
             # create_commit leaves such a file out and says so in a debug message only (2.4.0).
@@ -138,22 +143,43 @@ def _opened(
                     f"the .gitignore of {folder.repo_id} keeps {addition.path_in_repo} out of a pull request",
                     hint="Change the .gitignore in the repo first, or write with -o DIR and upload the files yourself.",
                 )
-        with _as_our_errors(folder, _perhaps_open(folder)):
-            commit = api.create_commit(
-                folder.repo_id,
-                [*additions, *deletions],
-                commit_message=title,
-                commit_description=description,
-                revision=branch,
-                create_pr=True,
-                parent_commit=folder.revision,
-            )
-    return commit.pr_url
+    return additions
 
 
-def _within(seconds: float, folder: HubFolder, work: Callable[[], str | None]) -> str | None:
-    """Do it in a thread of its own, which is left to itself where it takes too long."""
-    outcomes: list[str | None] = []
+def _committed(
+    folder: HubFolder, additions: Sequence[CommitOperationAdd], deletes: Sequence[str], *, title: str, description: str
+) -> str | None:
+    """The address of the pull request that is opened with what is there now."""
+    from huggingface_hub import CommitOperationDelete
+
+    deletions = [
+        CommitOperationDelete(path_in_repo=folder.path_in_repo(name), is_folder=False) for name in sorted(deletes)
+    ]
+    with _requests(folder) as api, _as_our_errors(folder, _perhaps_open(folder)):
+        commit = api.create_commit(
+            folder.repo_id,
+            [*additions, *deletions],
+            commit_message=title,
+            commit_description=description,
+            revision=folder.branch,
+            create_pr=True,
+            parent_commit=folder.revision,
+        )
+        return commit.pr_url
+
+
+@contextmanager
+def _requests(folder: HubFolder) -> Iterator[HfApi]:
+    """huggingface_hub's API, as far as it can be held to what is promised here."""
+    from huggingface_hub import HfApi
+
+    with _patient_session(folder), _progress_on_terminals(), _by_lfs(), _without_addresses():
+        yield HfApi(endpoint=folder.client.endpoint, token=folder.client.token, library_name="adaptertool")
+
+
+def _within(seconds: float, folder: HubFolder, work: Callable[[], T], hint: str) -> T:
+    """Do it in a thread of its own, which is left to itself where it takes too long: an answer may come byte by byte."""
+    outcomes: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -167,9 +193,7 @@ def _within(seconds: float, folder: HubFolder, work: Callable[[], str | None]) -
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise NetworkError(
-            f"no pull request on {folder.repo_id} was opened in {seconds:.0f} seconds", hint=_perhaps_open(folder)
-        )
+        raise NetworkError(f"no pull request on {folder.repo_id} was opened in {seconds:.0f} seconds", hint=hint)
     if errors:
         raise errors[0]
     return outcomes[0]
@@ -204,7 +228,7 @@ def _patient_session(folder: HubFolder) -> Iterator[None]:
             )
 
     before, hooks = session.timeout, session.event_hooks
-    session.timeout = ANSWER_SECONDS
+    session.timeout = folder.client.timeout
     session.event_hooks = {**hooks, "response": [*hooks.get("response", ()), no_long_wait]}
     try:
         yield
@@ -269,15 +293,10 @@ def _as_our_errors(folder: HubFolder, hint: str = "Try again.") -> Iterator[None
         folder: Of the pull request.
         hint: What to do where no answer says how it ended.
     """
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    unreachable = transport_errors(http_library(hub_session()))
-    # Uploads wrap what happened in a RuntimeError; the others are what an answer in the wrong form ends in (2.4.0).
-    wrong_form = (ValueError, KeyError, AttributeError, TypeError)
-    failures: tuple[type[BaseException], ...] = (OfflineModeIsEnabled, RuntimeError, *wrong_form, *unreachable)
     try:
         yield
-    except failures as error:
+    except Exception as error:
+        # It holds no answer against a form: one in the wrong form ends in an error of any kind (2.4.0).
         raise _as_ours(error, folder, hint) from error
 
 
@@ -294,10 +313,11 @@ def _as_ours(error: BaseException, folder: HubFolder, hint: str) -> AdapterToolE
         return _refusal(cause.response, getattr(cause, "server_message", None) or "", folder, hint)
     if isinstance(cause, OSError) and cause.filename is not None:
         return os_error(cause, cause.filename)
-    return NetworkError(
-        f"could not open a pull request on {repo}: {redacted(str(cause) or type(cause).__name__, client.token)}",
-        hint=hint,
-    )
+    said = redacted(str(cause) or type(cause).__name__, client.token)
+    # Uploads wrap what happened in a RuntimeError.
+    if not isinstance(cause, (OSError, RuntimeError, *transport_errors(http_library(hub_session())))):
+        said = f"huggingface_hub cannot use what {origin(client.endpoint)} answered ({type(cause).__name__}: {said})"
+    return NetworkError(f"could not open a pull request on {repo}: {said}", hint=hint)
 
 
 def _perhaps_open(folder: HubFolder) -> str:
