@@ -63,9 +63,11 @@ def test_a_file_of_the_default_rank_lacks_nothing(peft_type: str, bases: Bases, 
 @pytest.mark.parametrize("peft_type", [one for one in TYPES if one != "BEFT"])
 def test_a_small_head_that_the_base_does_not_hold(peft_type: str, tmp_path: Path) -> None:
     """Its sizes are not known, and may be less than the rank: what PEFT makes of it is no misfit."""
-    small = transformers.LlamaConfig(**SMALL, num_labels=2)
+    fields: dict[str, Any] = {**SMALL, "num_labels": 2}
+    small = transformers.LlamaConfig(**fields)
     torch.manual_seed(0)
-    made = transformers.LlamaForSequenceClassification(small)
+    auto: Any = transformers.AutoModelForSequenceClassification
+    made = auto.from_config(small)
     made.model.save_pretrained(tmp_path / "base")
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
     chosen = {**ARGUMENTS.get(peft_type, {}), "target_modules": ["score", "q_proj"]}
