@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined] # public in CPython, left out of typeshed
 from typing import TYPE_CHECKING, Any
@@ -191,8 +192,9 @@ def _what_is_there(folder: Folder) -> str:
         names = folder.files()
     below = sorted({name.rpartition("/")[0] for name in names if name.endswith(f"/{CONFIG_NAME}")})
     if below:
-        such = f"It holds {plural(len(below), 'adapter')} in folders below, such as {folder.location}/{below[0]}"
-        return f"{such}: name it with --subfolder, or add -r to look at all of them."
+        such = shlex.quote(f"hf://{folder.address.removeprefix('hf://')}/{below[0]}")
+        held = f"It holds {plural(len(below), 'adapter')} in folders below, such as {such}"
+        return f"{held}. Name one like that or with --subfolder, or add -r to look at all of them."
     found = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors", ".bin"))][:5]
     return f"It holds {', '.join(found)}." if found else "An adapter is what PEFT's save_pretrained writes."
 

@@ -195,16 +195,43 @@ def test_an_output_of_which_files_may_be_missing(
     assert "note: huggingface_hub is in offline mode" in capsys.readouterr().out
 
 
+def test_a_link_to_what_is_gone_stands_for_a_file(
+    hub: HubServer, randlora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    files = {**files_of(randlora), "README.md": b"# mine"}
+    hub.add("org/name", files)
+    download("org/name", *files)
+    (link,) = (tmp_path / "hf" / "hub").rglob("README.md")
+    link.resolve().unlink()
+    request.getfixturevalue("offline")
+    code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "out"))
+    assert (code, document["error"]["kind"]) == (3, "offline")
+    assert "org/name/README.md is not in the cache" in document["error"]["message"]
+    assert not (tmp_path / "out").exists()
+    assert run(capsys, "inspect", "org/name")[0] == 0
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["never there", "gone"])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_base_of_which_a_part_is_cached(
-    hub: HubServer, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    hub: HubServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    missing: str,
+    gone: bool,
 ) -> None:
     fixtures = request.config.rootpath / "fixtures"
-    hub.add("org/base", files_of(fixtures / "base-llama"))
-    download("org/base", "config.json")
+    files = files_of(fixtures / "base-llama")
+    hub.add("org/base", files)
+    download("org/base", *(name for name in files if gone or name != missing))
+    if gone:
+        (link,) = (tmp_path / "hf" / "hub").rglob(missing)
+        link.resolve().unlink()
     request.getfixturevalue("offline")
     code, document = run(capsys, "check-merge", str(fixtures / "beft-llama"), "--base", "org/base")
-    assert code == 3
-    assert "org/base" in document["error"]["message"]
+    assert (code, document["error"]["kind"]) == (3, "offline")
+    assert f"org/base/{missing} is not in the cache" in document["error"]["message"]
 
 
 def test_the_environment_is_huggingface_hubs(hub: HubServer, randlora: Path, tmp_path: Path) -> None:

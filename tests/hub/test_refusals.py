@@ -157,7 +157,9 @@ def test_a_repo_with_adapters_in_folders(hub: HubServer, randlora: Path) -> None
     runs = {f"runs/{number}/{name}": data for number in range(5) for name, data in files_of(randlora).items()}
     hub.add("org/name", {"README.md": b"", **runs})
     target = open_target("org/name")
-    told(lambda: open_adapter(target), NotFoundError, "5 adapters", "such as org/name/runs/0", "--subfolder", "-r")
+    told(
+        lambda: open_adapter(target), NotFoundError, "5 adapters", "such as hf://org/name/runs/0.", "--subfolder", "-r"
+    )
 
 
 def test_a_mirror_that_knows_no_expand(hub: HubServer, randlora: Path) -> None:

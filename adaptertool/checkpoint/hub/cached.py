@@ -11,7 +11,7 @@ from adaptertool.checkpoint.hub.tree import HubFile
 from adaptertool.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from adaptertool.checkpoint.bytes import Bytes
@@ -90,7 +90,20 @@ class CachedBytes(LocalBytes):
 
 
 class CachedFolder(LocalFolder):
-    """A repo's files at one commit as the cache shows them, all or some; what is opened is held against its name."""
+    """A repo's files at one commit as the cache shows them, all or some; what is opened is held against its name.
+
+    A symlink stands for a file that the repo holds, also where the blob that it leads to is gone.
+    """
+
+    def files(self) -> Sequence[str]:
+        """Names of the files, of those that are gone too."""
+        links = {path.name for path in self.path.iterdir() if path.is_symlink()}
+        return sorted({*super().files(), *links})
+
+    def walk(self) -> Sequence[str]:
+        """Names of the files here and below, of those that are gone too."""
+        links = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_symlink()}
+        return sorted({*super().walk(), *links})
 
     def open(self, name: str, *, ahead: int | None = None, whole: int = 0) -> Bytes:  # noqa: ARG002 - not for a disk
         """Open the file of that name; see `CachedBytes.check`."""

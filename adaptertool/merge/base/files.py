@@ -208,10 +208,13 @@ def open_base(target: Target) -> Base:
     """
     folder = target.folder
     names = folder.files()
-    if CONFIG not in names:
+    # Where more may be there than is listed, opening it tells.
+    if CONFIG not in names and not folder.partial:
         raise NotFoundError(f"{folder.location} is no base model: it has no {CONFIG}", hint=_what_it_is(names))
     config = _read_json(folder, CONFIG)
     weights = target.weights or next((name for name in (SINGLE, INDEX) if name in names), None)
+    if weights is None and folder.partial and not any(name in names for name in PICKLES):
+        weights = SINGLE
     if weights == INDEX:
         base = Base(folder, config, _weight_map(folder))
         # In offline mode the cache may hold the index without the shards.
