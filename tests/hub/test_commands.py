@@ -255,7 +255,8 @@ def test_a_base_on_the_hub_is_compared_by_range(
 def test_a_base_that_is_damaged_on_its_way_is_no_other_base(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
+    """Of a base that is too large to be read as a whole."""
+    monkeypatch.setattr("adaptertool.merge.base.files.WHOLE", 0)
     monkeypatch.setattr(file, "PREFETCH", 1 << 10)
     adapter, model = tmp_path / "adapter", tmp_path / "base"
     write(adapter, "LORA", target_modules=["embed_tokens", "q_proj"])
