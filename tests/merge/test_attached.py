@@ -399,6 +399,14 @@ def test_parameters_whose_factors_are_no_pair(side: str, holder: str, tmp_path: 
         with pytest.raises(RuntimeError, match="size mismatch"):
             PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path))
         assert check_merge(tmp_path, base).verdict == "not-mergeable", part.shape
+    save_file({other: tensor for other, tensor in whole.items() if other != name}, weights, {"format": "pt"})
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path)).merge_and_unload(
+        safe_merge=True
+    )
+    lacking = check_merge(tmp_path, base)
+    assert [finding.code for finding in lacking.findings] == ["ADP211"]
+    # B starts at zero, and A at random.
+    assert lacking.verdict == "unknown" or side == "B"
 
 
 def test_the_model_tells_of_a_class_that_the_table_does_not_know(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from adaptertool.methods import method_of
 from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
@@ -202,7 +202,7 @@ class Fitting:
             return _Outcome(reasons[0])
         if self.targets.is_open(adapted, ways):
             return _Outcome(untold="which parameters the adapter's tensors are for can't be told without the model")
-        return _Outcome()
+        return _Outcome(missing=tuple(_other_halves(adapted.tensors)))
 
     def _misfit_of_levels(self, adapted: AdaptedLayer, levels: Levels, weight: tuple[int, ...] | None) -> str | None:
         """Why PEFT raises if it wraps the parameters in this order; the outermost wrapper holds what it wraps last."""
@@ -327,6 +327,15 @@ def _common(declared: Sequence[Shapes]) -> dict[str, Shape]:
     names = [name for name in first if all(name in other for other in others)]
     dimensions = {name: zip(*(shapes[name] for shapes in declared), strict=True) for name in names}
     return {name: tuple(one[0] if len(set(one)) == 1 else None for one in dimensions[name]) for name in names}
+
+
+def _other_halves(tensors: Collection[str]) -> Iterator[str]:
+    """The factors of parameters that are lacking beside the other one; PEFT makes them anew."""
+    for name in tensors:
+        this = next((one for one in _FACTORS if name == one or name.endswith(f".{one}")), None)
+        for other in _FACTORS if this is not None else ():
+            if (due := name.removesuffix(this or "") + other) not in tensors:
+                yield due
 
 
 def _mismatch(name: str, tensor: TensorInfo, shape: Shape) -> str:
