@@ -33,7 +33,7 @@ THREADS = 8
 """Files read at the same time: enough to hide a network's latency, few enough to be polite to a server."""
 
 
-WHOLE = 16 << 20
+WHOLE = 4 << 20
 """Bytes of a weights file up to which, over a network, all of it is read, for its digest to prove. A part has none: of a
 larger file, what the answer depends on is read twice, which shows no damage that comes twice."""
 
