@@ -83,7 +83,7 @@ def parse_version(version: str) -> tuple[int, int]:
     """Major and minor number of a torch version such as `2.11`, `2.13.0` or `2.12.1+cu130`.
 
     Raises:
-        UsageError: it is none, older than torch 2.0, or of a generation that does not exist.
+        UsageError: it is none, or older than torch 2.0.
     """
     match = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\.\d{1,4})?((\.dev|a|b|rc)\d+)?(\+[\w.]+)?", version.strip())
     if match is None:
@@ -91,9 +91,6 @@ def parse_version(version: str) -> tuple[int, int]:
     numbers = int(match[1]), int(match[2])
     if numbers < OLDEST:
         raise UsageError(f"torch {version} is too old: how it draws is known from 2.0 on")
-    if numbers[0] > OLDEST[0]:
-        hint = "Name one such as 2.11 or 2.13.0; without it, the torch that is installed is asked."
-        raise UsageError(f"how torch {version} draws is not known: no torch {numbers[0]} was out yet", hint=hint)
     return numbers
 
 

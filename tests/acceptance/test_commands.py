@@ -106,9 +106,7 @@ def test_nothing_found_fails_on_nothing(least: str, lora: Path, run: Run) -> Non
     assert run("inspect", lora, "--fail-on", least).code == 0
 
 
-@pytest.mark.parametrize(
-    "version", ["", "new", "2", "1.13", "0.4", "2.x", "2.11\n2.13", "-1.0", "2.11;rm", "12.1", "3.0"], ids=repr
-)
+@pytest.mark.parametrize("version", ["", "new", "2", "1.13", "0.4", "2.x", "2.11\n2.13", "-1.0", "2.11;rm"], ids=repr)
 @pytest.mark.parametrize("command", [["inspect"], ["slim", "--dry-run"]], ids=["inspect", "slim"])
 def test_for_torch_wants_a_version_from_2_0_on(version: str, command: list[str], lora: Path, run: Run) -> None:
     outcome = run(command[0], lora, *command[1:], f"--for-torch={version}")

@@ -76,14 +76,14 @@ def test_a_recipe_with_a_field_of_another_kind_is_refused(recipe: Recipe, data: 
         ("v2.12.1", (2, 12)),
         (" 2.13.0+cu130 ", (2, 13)),
         ("2.12.0a0+git1", (2, 12)),
-        ("2.99", (2, 99)),
+        ("10.0", (10, 0)),
     ],
 )
 def test_versions(text: str, numbers: tuple[int, int]) -> None:
     assert parse_version(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "2", "two", "1.13.1", "2.11.x", "2.11 2.12", "٢.١١x", "12.1", "3.0"])
+@pytest.mark.parametrize("text", ["", "2", "two", "1.13.1", "2.11.x", "2.11 2.12", "٢.١١x"])
 def test_what_is_no_version_or_too_old_is_misuse(text: str) -> None:
     with pytest.raises(UsageError):
         parse_version(text)
