@@ -743,10 +743,12 @@ def _endpoint(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     files[value["path"]] = stored
                 else:
                     del files[value["path"]]
-            number = len(repo.pulls) + 1
-            target = f"refs/pr/{number}" if query.get("create_pr") == ["1"] else branch
-            sha = repo.commit(files, target)
-            repo.pulls.append(Pull(header["summary"], header["description"], parent, sha, branch))
+            # Pull requests that are opened at the same time have numbers of their own.
+            with hub.lock:
+                number = len(repo.pulls) + 1
+                target = f"refs/pr/{number}" if query.get("create_pr") == ["1"] else branch
+                sha = repo.commit(files, target)
+                repo.pulls.append(Pull(header["summary"], header["description"], parent, sha, branch))
             document = {
                 "success": True,
                 "commitOid": sha,
