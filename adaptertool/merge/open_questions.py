@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,14 @@ def with_open_questions(
         replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
         for one in checked
     ]
+    reason = (
+        "the file has layers of one stack under two names, of which the model has one: the other PEFT does not load"
+    )
+    twice = _under_two_names(fitted)
+    checked = [
+        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in twice else one
+        for one in checked
+    ]
     why = fitted.untold or rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)
     why = why or odd_settings(adapter.config)
     if why is None and targets.unnamed:
@@ -77,3 +86,18 @@ def with_open_questions(
         *(LayerResult(module, "unknown", reason=reason) for module in attached.open),
         *([LayerResult("target_modules", "unknown", reason=pattern)] if targets.open else []),
     )
+
+
+_NUMBERED = re.compile(r"(.*?)\.?\b\d+\.")
+
+
+def _under_two_names(fitted: Fitted) -> frozenset[str]:
+    """The modules of stacks that the base stores once and that the adapter names in two ways."""
+    names: dict[str, set[str]] = {}
+    stacks: dict[str, str] = {}
+    for adapted, layer in fitted.pairs:
+        stored, live = _NUMBERED.match(layer.stored or ""), _NUMBERED.match(adapted.module)
+        if stored is not None and live is not None:
+            stacks[adapted.module] = stored[1]
+            names.setdefault(stored[1], set()).add(live[1])
+    return frozenset(module for module, stack in stacks.items() if len(names[stack]) > 1)

@@ -89,6 +89,19 @@ def test_other_prefixes_change_no_answer(
     ]
 
 
+def test_a_stack_under_two_names_is_no_two_stacks(
+    tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
+) -> None:
+    """A base's file may have either name, but the model has one of them; PEFT leaves the other layer as it is."""
+    adapter = rewrite(beft_of("qwen2"), tmp_path / "adapter", lambda name: name.replace("model.layers.1.", "layers.1."))
+    base = rewrite(base_of("qwen2"), tmp_path / "base", lambda name: name.removeprefix("model."))
+    live = transformers.AutoModelForCausalLM.from_pretrained(base_of("qwen2"))
+    merged = dict(PeftModel.from_pretrained(live, adapter).merge_and_unload(safe_merge=True).named_parameters())
+    bias = "model.layers.1.self_attn.v_proj.bias"
+    assert torch.equal(merged[bias], load_file(base_of("qwen2") / "model.safetensors")[bias])
+    assert check_merge(adapter, base).verdict == "unknown"
+
+
 def test_a_headless_bert_is_resolved(
     tmp_path: Path, base_of: Callable[[str], Path], beft_of: Callable[[str], Path]
 ) -> None:
