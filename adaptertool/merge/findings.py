@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
+from adaptertool.merge.adapter.pair import broken_for_all
+from adaptertool.merge.adapter.saved import broken_beside, saved_modules
+from adaptertool.merge.adapter.whole import lacking_findings, lacking_tokens, misfits, nested, other_labels
+from adaptertool.merge.base.sizes import mismatch_findings
 from adaptertool.merge.result import CONTRADICTION, HAZARD
+from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
 from adaptertool.methods import method_of
 from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.words import natural, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.adapter.adapted import AdaptedLayer
-    from adaptertool.merge.adapter.attached import Attached
-    from adaptertool.merge.adapter.targets import Targets
-    from adaptertool.merge.base.files import Base
-    from adaptertool.merge.base.layers import BaseLayers
-    from adaptertool.merge.base.live import LiveModel
+    from adaptertool.merge.adapter.case import Case
+    from adaptertool.merge.adapter.fit import Fitted
     from adaptertool.merge.result import LayerResult
-    from adaptertool.merge.trial.fit import Fitted
-    from adaptertool.methods.merging import MergeRule
 
 
-def layer_findings(
-    adapted: Sequence[AdaptedLayer], results: Sequence[LayerResult], rule: MergeRule
-) -> tuple[Finding, ...]:
-    """One finding for each code and reason.
+def findings_of(
+    case: Case, fitted: Fitted, results: Sequence[LayerResult], checked: Sequence[LayerResult], dtype: str | None
+) -> Iterator[Finding]:
+    """Everything that was found, one finding for each reason.
 
     Args:
-        adapted: What the adapter holds of each layer.
-        results: What the trial found for the same layers.
-        rule: What the adapter's method needs.
+        case: The adapter on its base.
+        fitted: What PEFT loads of it.
+        results: What the trial found for each layer.
+        checked: The same, with what is open.
+        dtype: That in which the base is loaded; None where it is not known.
     """
+    adapter, layers, placement = case.adapter, case.layers, case.placement
+    unfit = {result.module for result in results if result.code == "ADP203"}
+    most_bytes = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
+    yield from _of_layers(case, fitted, results)
+    yield from _of_loading(case, fitted, checked)
+    if case.targets.refused is not None:
+        yield Finding("ADP207", case.targets.refused)
+    yield from _targeted_containers(case)
+    yield from _lost_biases(case, results)
+    if not unfit:
+        yield from fitted.findings
+    if all(one.status == "unknown" for one in results):
+        # Of a layer that is known it was told with the layer.
+        yield from broken_for_all(adapter, most_bytes)
+    yield from misfits(adapter, layers, placement.shared, placement.modules, unfit)
+    yield from (one for one in other_labels(adapter, layers) if isinstance(one, Finding))
+    yield from nested(adapter)
+    if case.live is not None:
+        yield from lacking_findings(placement.unheld)
+        yield from mismatch_findings(case.mismatched)
+    yield from lacking_tokens(adapter)
+    yield from saved_modules(adapter, case.rule, case.adapted, case.live.bare if case.live is not None else ())
+    yield from broken_beside(adapter, dtype, most_bytes)
+
+
+def _of_layers(case: Case, fitted: Fitted, results: Sequence[LayerResult]) -> tuple[Finding, ...]:
+    """One finding for each code and reason."""
+    rule = case.rule
     groups: dict[tuple[str, str], list[str]] = {}
     counts: dict[tuple[str, str], int] = {}
-    for one, result in zip(adapted, results, strict=True):
+    for (one, _), result in zip(fitted.pairs, results, strict=True):
         code = result.code if result.status != "ok" else CONTRADICTION if result.reason else None
         if code is None:
             continue
@@ -57,95 +86,59 @@ def layer_findings(
     return tuple(sorted(findings, key=lambda finding: finding.code))
 
 
-def loading_findings(
-    adapted: Sequence[AdaptedLayer],
-    attached: Attached,
-    fitted: Fitted,
-    checked: Sequence[LayerResult],
-    targets: Targets,
-    layers: BaseLayers,
-    live: LiveModel | None,
-) -> tuple[Finding, ...]:
-    """What the config makes of the file: tensors that have no place, layers that have no tensors, nothing to attach to.
-
-    Args:
-        adapted: The layers that the file holds tensors of.
-        attached: What PEFT attaches of them.
-        fitted: What PEFT loads of them.
-        checked: What was found for each layer.
-        targets: What the config targets.
-        layers: The base's layers.
-        live: The built model, where it was built.
-    """
-    findings = []
+def _of_loading(case: Case, fitted: Fitted, checked: Sequence[LayerResult]) -> Iterator[Finding]:
+    """What the config makes of the file: tensors that have no place, layers that have no tensors, nothing to attach to."""
+    attached = case.attached
     ignored = (*attached.ignored, *fitted.ignored)
     if ignored:
         what = plural(attached.ignored_layers, "layer") if attached.ignored_layers else plural(len(ignored), "tensor")
         why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
         message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
-        findings.append(Finding("ADP210", message, ignored, len(ignored)))
+        yield Finding("ADP210", message, ignored, len(ignored))
     fresh = [one.module for one in checked if one.module in fitted.lacking and one.module not in attached.named]
     if fresh:
         message = (
             f"The config targets {plural(len(fresh), 'layer')} of which the file lacks tensors, such as {fresh[0]}: PEFT "
             "makes them at loading, untrained, and merges them with the rest"
         )
-        findings.append(Finding("ADP211", message, count=len(fresh)))
-    if not checked and targets.known:
-        tree = live.layers if live is not None else layers.code.patterns() if layers.code.known else None
-        numbers = {"0", *(part for layer in adapted for part in layer.module.split(".") if part.isdecimal())}
+        yield Finding("ADP211", message, count=len(fresh))
+    if not checked and case.targets.known:
+        tree = case.live.layers if case.live is not None else case.code.patterns() if case.code.known else None
+        numbers = {"0", *(part for layer in case.adapted for part in layer.module.split(".") if part.isdecimal())}
         if tree is not None and not any(
-            targets.match(path.replace("#", number)) for path in tree for number in numbers
+            case.targets.match(path.replace("#", number)) for path in tree for number in numbers
         ):
             message = (
                 "The base has no layer that the adapter's config targets; PEFT raises ValueError: Target modules not found in "
                 "the base model"
             )
-            findings.append(Finding("ADP202", message))
-    return tuple(findings)
+            yield Finding("ADP202", message)
 
 
-def targeted_containers(
-    attached: Attached, rule: MergeRule, targets: Targets, layers: BaseLayers
-) -> tuple[Finding, ...]:
-    """What the config targets that is no layer and holds some: PEFT raises before it loads anything.
-
-    Args:
-        attached: What PEFT attaches of the adapter.
-        rule: What its method's merge needs.
-        targets: What its config targets.
-        layers: The base's layers.
-    """
-    if rule.kinds is None and rule.whole_module is None:
-        return ()
-    modules = [layer.module for layer in attached.layers]
+def _targeted_containers(case: Case) -> Iterator[Finding]:
+    """What the config targets that is no layer and holds some: PEFT raises before it loads anything."""
+    if case.rule.kinds is None and case.rule.whole_module is None:
+        return
+    modules = [layer.module for layer in case.attached.layers]
     # The file's other modules are in the model where it calls them as the model does.
-    stored = layers.modules if all(module in layers.modules for module in modules) else ()
+    stored = case.layers.modules if all(module in case.layers.modules for module in modules) else ()
     parts_of = [module.split(".") for module in (*modules, *stored)]
     holders = {".".join(parts[:end]) for parts in parts_of for end in range(1, len(parts))} - {*modules, *stored}
     targeted = sorted(
-        (one for one in holders if targets.match(one) and not attached.experts.may_hold(one)), key=natural
+        (one for one in holders if case.targets.match(one) and not case.attached.experts.may_hold(one)), key=natural
     )
-    if not targeted:
-        return ()
-    message = f"The config targets {targeted[0]}, which is no layer; PEFT raises when it attaches to it"
-    return (Finding("ADP207", message, count=len(targeted)),)
+    if targeted:
+        message = f"The config targets {targeted[0]}, which is no layer; PEFT raises when it attaches to it"
+        yield Finding("ADP207", message, count=len(targeted))
 
 
-def lost_bias_findings(adapter: Adapter, base: Base, results: Sequence[LayerResult]) -> tuple[Finding, ...]:
-    """Biases that were trained and are not in the file, where the base is known to have such.
-
-    Args:
-        adapter: The adapter.
-        base: The base model.
-        results: What the trial found for each layer.
-    """
-    lost = lost_biases(adapter.config, method_of(adapter.config), adapter.weights.tensors)
-    there = (
-        any(name.endswith(".bias") for name in base.files) if lost == "all" else any(one.has_bias for one in results)
-    )
-    if lost is None or not there:
-        return ()
-    words = words_about(adapter.config, lost)
+def _lost_biases(case: Case, results: Sequence[LayerResult]) -> Iterator[Finding]:
+    """Biases that were trained and are not in the file, where the base is known to have such."""
+    config, tensors = case.adapter.config, case.adapter.weights.tensors
+    lost = lost_biases(config, method_of(config), tensors)
+    stored = any(name.endswith(".bias") for name in case.base.files)
+    if lost is None or not (stored if lost == "all" else any(one.has_bias for one in results)):
+        return
+    words = words_about(config, lost)
     message = f"{words[:1].upper()}{words[1:]}: the merged model has the base's own in their place"
-    return (Finding(HAZARD, message, fix="Find a checkpoint of the training run that holds them."),)
+    yield Finding(HAZARD, message, fix="Find a checkpoint of the training run that holds them.")

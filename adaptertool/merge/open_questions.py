@@ -6,39 +6,30 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adaptertool.merge.adapter.saved import unknown_entries
 from adaptertool.merge.adapter.settings import odd_settings, unknown_settings
+from adaptertool.merge.adapter.whole import lacking_unknown, other_labels
+from adaptertool.merge.base.sizes import mismatches_unknown
 from adaptertool.merge.result import LayerResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.merge.adapter.attached import Attached
-    from adaptertool.merge.adapter.targets import Targets
-    from adaptertool.merge.trial.fit import Fitted
-    from adaptertool.methods.merging import MergeRule
+    from adaptertool.merge.adapter.case import Case
+    from adaptertool.merge.adapter.fit import Fitted
 
 
-def with_open_questions(
-    adapter: Adapter,
-    rule: MergeRule,
-    attached: Attached,
-    fitted: Fitted,
-    targets: Targets,
-    results: Sequence[LayerResult],
-) -> tuple[LayerResult, ...]:
+def with_open_questions(case: Case, fitted: Fitted, results: Sequence[LayerResult]) -> tuple[LayerResult, ...]:
     """The results, with what can't be told of updates that the file does not hold.
 
     Args:
-        adapter: The adapter.
-        rule: What its method's merge needs.
-        attached: What PEFT attaches of it.
+        case: The adapter on its base.
         fitted: What PEFT loads of it.
-        targets: What its config targets.
         results: What the trial found for each layer.
     """
+    config, rule, attached, targets = case.adapter.config, case.rule, case.attached, case.targets
     checked = list(results)
-    zero = rule.starts_at_zero(adapter.config.fields)
+    zero = rule.starts_at_zero(config.fields)
     held = {layer.module: layer.tensors for layer, _ in fitted.pairs}
     drawn = {
         module
@@ -67,8 +58,8 @@ def with_open_questions(
         replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in twice else one
         for one in checked
     ]
-    why = fitted.untold or rule.undecided(adapter.config.fields) or unknown_settings(adapter.config)
-    why = why or odd_settings(adapter.config)
+    why = fitted.untold or rule.undecided(config.fields) or unknown_settings(config)
+    why = why or odd_settings(config)
     if why is None and targets.unnamed:
         why = "the config names no target_modules, and which ones PEFT takes depends on the class that the base is loaded as"
     if why is not None:
@@ -85,6 +76,18 @@ def with_open_questions(
         *checked,
         *(LayerResult(module, "unknown", reason=reason) for module in attached.open),
         *([LayerResult("target_modules", "unknown", reason=pattern)] if targets.open else []),
+        *(one for one in other_labels(case.adapter, case.layers) if isinstance(one, LayerResult)),
+    )
+
+
+def open_without_model(case: Case) -> tuple[LayerResult, ...]:
+    """What the built model would tell, where it was not built."""
+    if case.live is not None:
+        return ()
+    return (
+        *unknown_entries(case.entries),
+        *lacking_unknown(case.placement.unheld),
+        *mismatches_unknown(case.mismatched),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,32 +11,14 @@ from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
-from adaptertool.merge.adapter.attached import NamesToday
-from adaptertool.merge.adapter.pair import broken_for_all
-from adaptertool.merge.adapter.placement import place
-from adaptertool.merge.adapter.saved import broken_beside, open_entries, saved_modules, unknown_entries
-from adaptertool.merge.adapter.settings import refused, settings_of
-from adaptertool.merge.adapter.targets import Targets
-from adaptertool.merge.adapter.whole import (
-    lacking_findings,
-    lacking_tokens,
-    lacking_unknown,
-    misfits,
-    nested,
-    other_labels,
-)
-from adaptertool.merge.base.code import ModelCode, load_dtype
+from adaptertool.merge.adapter.case import case_of
+from adaptertool.merge.adapter.fit import Fitting
+from adaptertool.merge.adapter.settings import refused
+from adaptertool.merge.base.code import load_dtype
 from adaptertool.merge.base.files import open_base
-from adaptertool.merge.base.layers import BaseLayers
-from adaptertool.merge.base.live import build_live_model
-from adaptertool.merge.base.read_layers import model_types
-from adaptertool.merge.base.sizes import mismatch_finding, mismatches, mismatches_unknown
-from adaptertool.merge.findings import layer_findings, loading_findings, lost_bias_findings, targeted_containers
-from adaptertool.merge.open_questions import with_open_questions
+from adaptertool.merge.findings import findings_of
+from adaptertool.merge.open_questions import open_without_model, with_open_questions
 from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
-from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
-from adaptertool.merge.trial.fit import Fitting
-from adaptertool.merge.trial.hazards import Hazards
 from adaptertool.merge.trial.trial import Trial
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
@@ -50,8 +31,8 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.target import Target
     from adaptertool.merge.adapter.adapted import AdaptedLayer
+    from adaptertool.merge.adapter.case import Case
     from adaptertool.merge.base.files import Base
-    from adaptertool.merge.base.live import LiveModel
     from adaptertool.merge.result import Verdict, WayOut
     from adaptertool.methods.merging import MergeRule
     from adaptertool.operations.inspect import AdapterReport, TargetReport
@@ -159,71 +140,22 @@ def check_merge(
     if finding is not None:
         return _without_base(opened, (finding,), threshold)
     base_model = _open_base(opened, base, base_revision, token)
-    code = ModelCode(base_model.config)
-    targets = Targets(opened.config, code.model_type, model_types(base_model.config))
-    placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code))
-    entries = open_entries(opened, rule, placement.layers.weighted())
-    live: LiveModel | None = None
-    base_model.load_headers(placement.tensors)
-    mismatched = mismatches(base_model, code)
-    if ask_model and (entries or mismatched or not placement.settled):
-        today, experts = NamesToday(placement.layers), placement.attached.experts.modules
-        named = (layer.module for layer in adapted if layer.module not in experts)
-        modules = list(dict.fromkeys(name for module in named for name in (module, *today.of(module))))
-        live = build_live_model(base_model.config, opened.config.fields, modules, base_model.files)
-    if live is not None:
-        targets.resolve(live.layers, live.bare)
-        placement = place(opened, adapted, rule, targets, BaseLayers(base_model, code, live.renamed), live, placement)
-        mismatched = mismatches(base_model, code, live)
-    layers, attached, unheld = placement.layers, placement.attached, placement.unheld
-    by_parameter = {
-        one.module: levels
-        for one, _ in placement.pairs
-        if one.module not in attached.experts.modules
-        and (levels := targets.levels_of(one.module, (live and live.layers.get(one.module)) or code.layer(one.module)))
-    }
-    settings = targets.settings(settings_of(opened.config, code.model_type))
-    fitted = Fitting(opened, base_model, rule, settings, placement.pairs, targets, by_parameter).fitted()
+    case = case_of(opened, rule, adapted, base_model, ask_model=ask_model)
+    fitted = Fitting(case).fitted()
     load = dtype or load_dtype(base_model.config)
-    hazards = Hazards(opened, rule, layers, placement.shared, placement.tokens)
-    trial = Trial(opened, base_model, rule, load, threshold, hazards=hazards, all_biases=all_biases)
+    trial = Trial(case, load, threshold, all_biases=all_biases)
     results = trial.run(fitted.pairs)
+    checked = with_open_questions(case, fitted, results)
     missing = [layer for (_, layer), result in zip(fitted.pairs, results, strict=True) if result.code == "ADP201"]
-    unfit = {result.module for result in results if result.code == "ADP203"}
-    labels = tuple(other_labels(opened, layers))
-    most_bytes = math.inf if opened.folder.kind == "local" else REMOTE_SCAN_BYTES
-    checked = (
-        *with_open_questions(opened, rule, attached, fitted, targets, results),
-        *(one for one in labels if isinstance(one, LayerResult)),
-    )
     report = MergeReport(
         describe_target(opened),
         describe_adapter(opened),
-        _describe_base(base_model, code, live, trial),
+        _describe_base(case, trial),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
-        checked
-        if live is not None
-        else (*checked, *unknown_entries(entries), *lacking_unknown(unheld), *mismatches_unknown(mismatched)),
-        (
-            *layer_findings([one for one, _ in fitted.pairs], results, rule),
-            *loading_findings(adapted, attached, fitted, checked, targets, layers, live),
-            *([Finding("ADP207", targets.refused)] if targets.refused is not None else []),
-            *targeted_containers(attached, rule, targets, layers),
-            *lost_bias_findings(opened, base_model, results),
-            *([] if unfit else fitted.findings),
-            # Of a layer that is known it was told with the layer.
-            *(broken_for_all(opened, most_bytes) if all(one.status == "unknown" for one in results) else ()),
-            *misfits(opened, layers, placement.shared, placement.modules, unfit),
-            *(one for one in labels if isinstance(one, Finding)),
-            *nested(opened),
-            *(lacking_findings(unheld) if live is not None else ()),
-            *((mismatch_finding(mismatched),) if live is not None and mismatched else ()),
-            *lacking_tokens(opened),
-            *saved_modules(opened, rule, adapted, live.bare if live is not None else ()),
-            *broken_beside(opened, load, most_bytes),
-        ),
-        ways_out(layers, missing) if missing else (),
+        (*checked, *open_without_model(case)),
+        tuple(findings_of(case, fitted, results, checked, load)),
+        ways_out(case.layers, missing) if missing else (),
         _note(checked, trial),
         tuple(trial.not_examined),
     )
@@ -263,16 +195,16 @@ def _layers_of(adapter: Adapter, rule: MergeRule) -> tuple[Sequence[AdaptedLayer
     return adapted, None
 
 
-def _describe_base(base: Base, code: ModelCode, live: LiveModel | None, trial: Trial) -> BaseReport:
-    folder = base.folder
+def _describe_base(case: Case, trial: Trial) -> BaseReport:
+    folder = case.base.folder
     return BaseReport(
         folder.location,
         folder.kind,
         folder.revision,
-        "headers" if live is None else "model",
+        "headers" if case.live is None else "model",
         folder.requests,
         folder.bytes_read,
-        code.model_type,
+        case.code.model_type,
         trial.biases_read,
         trial.weights_read,
     )

@@ -62,8 +62,10 @@ def mismatches(base: Base, code: ModelCode, live: LiveModel | None = None) -> tu
     return tuple(found)
 
 
-def mismatch_finding(found: tuple[Mismatch, ...]) -> Finding:
+def mismatch_findings(found: tuple[Mismatch, ...]) -> Iterator[Finding]:
     """What transformers does about them."""
+    if not found:
+        return
     one, *rest = found
     more = f", and so of {len(rest)} more" if rest else ""
     message = (
@@ -71,7 +73,7 @@ def mismatch_finding(found: tuple[Mismatch, ...]) -> Finding:
         f"config makes has {list(one.made)}{more}. transformers raises when it loads the base, or, where it is told to ignore "
         "that, draws the layer at random"
     )
-    return Finding("ADP203", message, tuple(f"{other.module}.weight" for other in found), len(found))
+    yield Finding("ADP203", message, tuple(f"{other.module}.weight" for other in found), len(found))
 
 
 def mismatches_unknown(found: tuple[Mismatch, ...]) -> tuple[LayerResult, ...]:

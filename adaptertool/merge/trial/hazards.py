@@ -18,14 +18,11 @@ from adaptertool.merge.base.read_layers import is_read, is_read_in_steps, own_fo
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.adapter.adapted import AdaptedLayer
-    from adaptertool.merge.adapter.tokens import TrainedTokens
+    from adaptertool.merge.adapter.case import Case
     from adaptertool.merge.base.layer import Layer
-    from adaptertool.merge.base.layers import BaseLayers
-    from adaptertool.merge.base.shared_tensors import SharedTensors
     from adaptertool.merge.base.ties import Tie
-    from adaptertool.methods.merging import BiasUpdate, MergeRule
+    from adaptertool.methods.merging import BiasUpdate
 
 _READ = (
     "the model's code reads the layer's weight and never calls the layer: the adapter, which acts in that call, does nothing "
@@ -46,24 +43,18 @@ class Hazards:
     """What is wrong with merging into a layer, although PEFT raises nothing.
 
     Args:
-        adapter: The adapter.
-        rule: What its method's merge needs.
-        layers: The base's layers.
-        shared: Those of them that are one tensor.
-        tokens: The layers whose tokens the adapter trained.
+        case: The adapter on its base.
     """
 
-    def __init__(
-        self, adapter: Adapter, rule: MergeRule, layers: BaseLayers, shared: SharedTensors, tokens: TrainedTokens
-    ) -> None:
-        self._adapter = adapter
-        self._rule = rule
-        self._layers = layers
-        self._shared = shared
-        self._tokens = tokens
-        self._general = rule.hazard(adapter.config.fields)
-        self._saved = saved_entries(adapter)
-        if self._general is None and runs_by_ties(layers.code.model_type) and shared.ends_apart(self._saved):
+    def __init__(self, case: Case) -> None:
+        self._adapter = case.adapter
+        self._rule = case.rule
+        self._layers = case.layers
+        self._shared = case.placement.shared
+        self._tokens = case.placement.tokens
+        self._general = case.rule.hazard(case.adapter.config.fields)
+        self._saved = saved_entries(case.adapter)
+        if self._general is None and runs_by_ties(case.code.model_type) and self._shared.ends_apart(self._saved):
             # `_unload_and_optionally_merge` in peft/tuners/tuners_utils.py, read at 0.21.2.
             self._general = (
                 "the base computes by tie_word_embeddings, and its input and output embeddings are two tensors: PEFT turns "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.merge.result import HAZARD, LayerResult
 from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES, AdapterValues, Trouble
 from adaptertool.merge.trial.base_values import BaseValues
+from adaptertool.merge.trial.hazards import Hazards
 from adaptertool.merge.trial.layer_merge import layer_merge
 from adaptertool.words import plural
 
@@ -17,26 +18,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.adapter.adapted import AdaptedLayer
-    from adaptertool.merge.base.files import Base
+    from adaptertool.merge.adapter.case import Case
     from adaptertool.merge.base.layer import Layer
     from adaptertool.merge.trial.arithmetic import ProductMerge
-    from adaptertool.merge.trial.hazards import Hazards
     from adaptertool.merge.trial.layer_merge import LayerMerge
-    from adaptertool.methods.merging import BiasUpdate, MergeRule, Product
+    from adaptertool.methods.merging import BiasUpdate, Product
 
 
 class Trial:
     """A merge that is tried without a model.
 
     Args:
-        adapter: The adapter.
-        base: The base model.
-        rule: What the adapter's method needs.
+        case: The adapter on its base.
         dtype: The dtype in which the base is loaded; None for that of each stored bias.
         threshold: The `rounding_loss` above which a layer is lossy.
-        hazards: What is wrong with a merge that raises nothing.
         all_biases: Whether all biases of the base are read over a network, however many.
 
     Attributes:
@@ -45,28 +41,18 @@ class Trial:
         not_examined: What was not looked at, and so is taken to be in order; a sentence each.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        base: Base,
-        rule: MergeRule,
-        dtype: str | None,
-        threshold: float,
-        *,
-        hazards: Hazards,
-        all_biases: bool = False,
-    ) -> None:
-        self.adapter = adapter
-        self.base = base
-        self.rule = rule
+    def __init__(self, case: Case, dtype: str | None, threshold: float, *, all_biases: bool = False) -> None:
+        self.adapter = case.adapter
+        self.base = case.base
+        self.rule = case.rule
         self.dtype = dtype
         self.threshold = threshold
-        self.hazards = hazards
+        self.hazards = Hazards(case)
         self.dtypes: set[str] = set()
         self.changes = False
         self.not_examined: list[str] = []
-        self._values = AdapterValues(adapter, rule)
-        self._base_values = BaseValues(base, all_biases=all_biases)
+        self._values = AdapterValues(case.adapter, case.rule)
+        self._base_values = BaseValues(case.base, all_biases=all_biases)
 
     @property
     def biases_read(self) -> int:

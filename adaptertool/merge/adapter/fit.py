@@ -16,14 +16,12 @@ from adaptertool.methods.shapes import Place, Places, RefusedError, is_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapter.adapted import AdaptedLayer
-    from adaptertool.merge.adapter.targets import Levels, Targets
-    from adaptertool.merge.base.files import Base
+    from adaptertool.merge.adapter.case import Case
+    from adaptertool.merge.adapter.targets import Levels
     from adaptertool.merge.base.layer import Layer
-    from adaptertool.methods.merging import MergeRule
-    from adaptertool.methods.shapes import LayerKind, Settings, Shape, Shapes
+    from adaptertool.methods.shapes import LayerKind, Shape, Shapes
 
 
 @dataclass(frozen=True)
@@ -49,39 +47,24 @@ class Fitting:
     """A file and what the config makes PEFT make on this base.
 
     Args:
-        adapter: The adapter.
-        base: The base model.
-        rule: What the adapter's method needs.
-        settings: The adapter's config, with PEFT's defaults.
-        pairs: The layers, and what is known of the base's.
-        targets: What the config targets.
-        parameters: Modules that it targets by their parameters, with the ways in which PEFT may nest those.
+        case: The adapter on its base.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        base: Base,
-        rule: MergeRule,
-        settings: Settings,
-        pairs: Sequence[tuple[AdaptedLayer, Layer]],
-        targets: Targets,
-        parameters: Mapping[str, tuple[Levels, ...]],
-    ) -> None:
-        self.adapter = adapter
-        self.base = base
-        self.rule = rule
-        self.settings = settings
-        self.pairs = pairs
-        self.targets = targets
-        self.parameters = parameters
-        base.load_headers(name for pair in pairs for name in self._base_tensors(*pair))
-        self.places = [self._places(*pair) if self._is_declared(pair[0]) else () for pair in pairs]
+    def __init__(self, case: Case) -> None:
+        self.adapter = case.adapter
+        self.base = case.base
+        self.rule = case.rule
+        self.settings = case.settings
+        self.pairs = case.placement.pairs
+        self.targets = case.targets
+        self.parameters = case.parameters()
+        self.base.load_headers(name for pair in self.pairs for name in self._base_tensors(*pair))
+        self.places = [self._places(*pair) if self._is_declared(pair[0]) else () for pair in self.pairs]
         # The same layers again and again, but for those of unknown sizes: what does not depend on these is always the same.
         self.worlds = tuple(
             Places(
                 places[0] if places else _probe(adapted.module, world)
-                for (adapted, _), places in zip(pairs, self.places, strict=True)
+                for (adapted, _), places in zip(self.pairs, self.places, strict=True)
                 if self._is_declared(adapted)
             )
             for world in _WORLDS
