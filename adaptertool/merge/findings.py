@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
+from adaptertool.merge.adapter.adapted import OWN_NAME
 from adaptertool.merge.adapter.pair import broken_for_all
 from adaptertool.merge.adapter.saved import broken_beside, saved_modules
 from adaptertool.merge.adapter.whole import lacking_findings, lacking_tokens, misfits, nested, other_labels
@@ -95,6 +96,15 @@ def _of_loading(case: Case, fitted: Fitted, checked: Sequence[LayerResult]) -> I
         why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
         message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
         yield Finding("ADP210", message, ignored, len(ignored))
+    own_named = tuple(name for layer in attached.layers for name in layer.own_named)
+    if own_named:
+        message = (
+            f"{plural(len(own_named), 'tensor')} in the file {'has' if len(own_named) == 1 else 'have'} the adapter's name "
+            f"({OWN_NAME}) in theirs, as in a model's own state dict: PEFT 0.21 loads them if the adapter is given that name, "
+            "which is the usual one; under another, and up to PEFT 0.20, it leaves them out, and merges nothing of them"
+        )
+        fix = "Save the adapter again, with PEFT's save_pretrained."
+        yield Finding("ADP210", message, own_named, len(own_named), fix=fix)
     fresh = [one.module for one in checked if one.module in fitted.lacking and one.module not in attached.named]
     if fresh:
         message = (

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adaptertool.merge.adapter.adapted import shared_under_own_name
 from adaptertool.merge.adapter.saved import unknown_entries
 from adaptertool.merge.adapter.settings import odd_settings, unknown_settings
 from adaptertool.merge.adapter.whole import lacking_unknown, other_labels
@@ -36,13 +37,15 @@ def with_open_questions(case: Case, fitted: Fitted, results: Sequence[LayerResul
         for module, names in fitted.lacking.items()
         if not zero or (held[module] and not rule.zeros.issuperset(names))
     }
-    # Under 0.21.2, `_remap_adapter_state_dict_for_load` passes such names on as they are.
     reason = (
-        "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: PEFT 0.21.2 can load them "
-        "only if the adapter is given that name; under another name it makes the layer anew, untrained"
+        "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: whether PEFT loads them can't "
+        "be told"
     )
+    of_all = shared_under_own_name(case.adapter.weights.tensors)
     checked = [
-        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in attached.named else one
+        replace(one, status="unknown", reason=reason)
+        if one.status == "ok" and (of_all or one.module in attached.named)
+        else one
         for one in checked
     ]
     reason = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"

@@ -96,17 +96,61 @@ def test_deft_of_a_rank_beyond_the_layer(written_for: int, loaded_for: int, base
     assert verdict == ("not-mergeable" if merged(written) is None else "mergeable")
 
 
-def test_names_with_the_adapters_own_in_them(bases: Bases, tmp_path: Path) -> None:
-    """As in the state dict of a PeftModel: whether PEFT loads them, the name decides that it gives the adapter."""
+def own_names(written: Written) -> dict[str, torch.Tensor]:
+    """A file's tensors under the names that they have in the model's own state dict."""
+    live = {name.replace(".default", ""): name for name in written.model.state_dict() if ".default" in name}
+    state = load_file(written.folder / "adapter_model.safetensors")
+    return {live.get(name, live.get(f"{name}.weight", name)): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "family", "arguments"),
+    [
+        *((peft_type, "opt" if peft_type == "BEFT" else "llama", {}) for peft_type in TYPES),
+        ("LORA", "llama", {"use_dora": True}),
+        ("LORA", "gpt2", {"lora_bias": True}),
+        ("LORA", "llama", {"target_modules": ["q_proj"], "target_parameters": ["v_proj.weight"]}),
+        ("LORA", "llama", {"modules_to_save": ["lm_head"]}),
+        ("LORA", "llama", {"trainable_token_indices": [1, 2]}),
+    ],
+)
+def test_names_with_the_adapters_own_in_them(
+    peft_type: str, family: str, arguments: dict[str, Any], bases: Bases, tmp_path: Path
+) -> None:
+    """As in the state dict of a PeftModel: PEFT 0.21 loads them into an adapter that it gives that name."""
+    written = write(tmp_path, peft_type, family, **arguments)
+    state = own_names(written)
+    save_file(state, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    report = adaptertool.check_merge(tmp_path, bases(family))
+    try:
+        loaded = logits(written.loaded(tmp_path))
+    except KeyError:
+        assert report.verdict == "not-mergeable"
+        return
+    shared = any("default" in name.split(".") for name in state if not name.startswith("base_model.model."))
+    unsure = shared or peft_type == "TRAINABLE_TOKENS"
+    assert torch.equal(loaded, written.logits) or (unsure and report.verdict == "unknown")
+    assert report.verdict == ("unknown" if unsure else "mergeable"), report.findings
+    assert "ADP210" in {finding.code for finding in report.findings}
+
+
+def test_names_with_the_adapters_own_in_them_beside_saved_ones(bases: Bases, tmp_path: Path) -> None:
+    """What is loaded last stays, and that is decided by the order of the file."""
     written = write(tmp_path, "LORA")
-    path = tmp_path / "adapter_model.safetensors"
-    state = {name.replace(".weight", ".default.weight"): tensor for name, tensor in load_file(path).items()}
-    save_file(state, path, {"format": "pt"})
-    assert torch.equal(logits(written.loaded(tmp_path)), written.logits)
-    assert not torch.equal(logits(written.loaded(tmp_path, adapter_name="other")), written.logits)
-    report = adaptertool.check_merge(tmp_path, bases("llama"))
-    assert (report.verdict, report.findings) == ("unknown", ())
-    assert all("only if the adapter is given that name" in (layer.reason or "") for layer in report.layers)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    both = {name: tensor + 1 for name, tensor in own_names(written).items()} | state
+    save_file(both, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    assert adaptertool.check_merge(tmp_path, bases("llama")).verdict == "unknown"
+
+
+@pytest.mark.parametrize("name", ["lora_magnitude_vector.default", "lora_magnitude_vector.other.weight"])
+def test_magnitudes_under_a_name_that_no_model_has(name: str, bases: Bases, tmp_path: Path) -> None:
+    written = write(tmp_path, "LORA", use_dora=True)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    state = {key.replace("lora_magnitude_vector", name): tensor for key, tensor in state.items()}
+    save_file(state, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    assert not torch.equal(logits(written.loaded(tmp_path)), written.logits)
+    assert adaptertool.check_merge(tmp_path, bases("llama")).verdict == "unknown"
 
 
 @pytest.mark.parametrize("leaf", ["weight", "bias"])

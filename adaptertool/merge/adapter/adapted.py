@@ -26,11 +26,16 @@ class AdaptedLayer:
 
     Attributes:
         module: Its path in the live model.
-        tensors: By their name in the module, such as `lora_A.weight`.
+        tensors: By their name in the module as PEFT saves it, such as `lora_A.weight`.
+        own_named: The names in the file of those that have the adapter's own name in theirs, such as
+            `base_model.model.q_proj.lora_A.default.weight`.
+        twice: Whether it holds one of them under both names: which PEFT loads last decides.
     """
 
     module: str
     tensors: Mapping[str, TensorInfo]
+    own_named: tuple[str, ...] = ()
+    twice: bool = False
 
 
 def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> tuple[AdaptedLayer, ...]:
@@ -41,6 +46,8 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
         prefixes: What the method's tensors begin with, within their module.
     """
     layers: dict[str, dict[str, TensorInfo]] = {}
+    named: dict[str, list[str]] = {}
+    twice: set[str] = set()
     for tensor in tensors:
         # What stands right under base_model. is shared by all layers.
         segments = tensor.name.removeprefix(PEFT_PREFIX).split(".")
@@ -50,8 +57,50 @@ def adapted_layers(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> 
         # A layer with adapters on two of its parameters is wrapped twice, and LoRA wraps `out_proj` within an attention.
         if "base_layer" in segments[1:at]:
             at = segments.index("base_layer", 1)
-        layers.setdefault(".".join(segments[:at]), {})[".".join(segments[at:])] = tensor
-    return tuple(AdaptedLayer(module, layers[module]) for module in sorted(layers, key=natural))
+        module, name = ".".join(segments[:at]), ".".join(segments[at:])
+        layer = layers.setdefault(module, {})
+        saved_as = _without_own_name(name, prefixes)
+        if saved_as != name:
+            named.setdefault(module, []).append(tensor.name)
+        if saved_as in layer:
+            twice.add(module)
+        layer[saved_as] = tensor
+    return tuple(
+        AdaptedLayer(module, layers[module], tuple(named.get(module, ())), module in twice)
+        for module in sorted(layers, key=natural)
+    )
+
+
+OWN_NAME = "default"
+"""What PEFT calls an adapter that is given no name. In a model's own state dict it stands in the names of its tensors."""
+
+_MAGNITUDES = "lora_magnitude_vector"
+"""DoRA's magnitudes, which are a parameter in PEFT's files and a module's weight in the model."""
+
+
+def _without_own_name(name: str, prefixes: tuple[str, ...]) -> str:
+    """The name under which PEFT saves a tensor that the file may hold under the one that it has in the model.
+
+    Source: `_remap_adapter_state_dict_for_load` in `peft/tuners/tuners_utils.py`, run at 0.21.2: what is not the name of a
+    saved tensor is passed on as it is, and so fits where it is the one in the model. Up to 0.20 PEFT put the name in again.
+    """
+    segments = name.split(".")
+    at = next((index for index in range(len(segments) - 1, -1, -1) if segments[index].startswith(prefixes)), None)
+    if at is None or segments[at + 1 : at + 2] != [OWN_NAME]:
+        return name
+    tail = segments[at + 2 :]
+    if segments[at] == _MAGNITUDES:
+        return ".".join(segments[: at + 1]) if tail == ["weight"] else name
+    return ".".join((*segments[: at + 1], *tail))
+
+
+def shared_under_own_name(names: Iterable[str]) -> bool:
+    """Whether tensors that all layers share have the adapter's own name in theirs.
+
+    Args:
+        names: Of the adapter's tensors.
+    """
+    return any(OWN_NAME in name.split(".") for name in names if not name.startswith(PEFT_PREFIX))
 
 
 def misnamed_tensors(tensors: Iterable[TensorInfo], prefixes: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.adapted import AdaptedLayer
 from adaptertool.merge.adapter.experts import fused_experts
+from adaptertool.merge.adapter.tokens import is_token_layer
 from adaptertool.merge.base.names import Names, split_path
 from adaptertool.merge.base.paths import numbers_in, pattern_of, with_numbers
 from adaptertool.words import natural
@@ -27,8 +28,7 @@ class Attached:
 
     Attributes:
         layers: The layers that it attaches to, with the tensors that it loads; those that nobody trained have none.
-        named: Modules whose tensors have the name that PEFT gives an adapter in theirs, as in a model's own state dict
-            (`lora_A.default.weight`).
+        named: Modules of which it is not certain whether PEFT loads tensors that have the adapter's own name in theirs.
         ignored: Names of the tensors in the file that it leaves out.
         ignored_layers: How many layers it leaves out altogether.
         undecided: Whether it is not certain of a layer of the file that it attaches to it.
@@ -100,8 +100,11 @@ def attached_layers(
         fresh, open_ones = _targeted(kept, adapted, targets, layers, today)
     everything = [*kept, *(AdaptedLayer(module, {}) for module in fresh)]
     everything.sort(key=lambda layer: natural(layer.module))
+    # What is fused or tied is found by its saved names.
     named = frozenset(
-        layer.module for layer in everything if any("default" in name.split(".") for name in layer.tensors)
+        layer.module
+        for layer in everything
+        if layer.own_named and (layer.module in experts.modules or is_token_layer(layer) or layer.twice)
     )
     return Attached(tuple(everything), named, tuple(ignored), left_out, undecided, (*doubtful, *open_ones), experts)
 

@@ -76,10 +76,7 @@ class Fitting:
         lacking: dict[str, tuple[str, ...]] = {}
         ignored: list[str] = []
         for (adapted, layer), places in zip(self.pairs, self.places, strict=True):
-            if any("default" in name.split(".") for name in adapted.tensors):
-                # By which name PEFT gives the adapter it depends whether it loads them.
-                found = _Outcome()
-            elif self._is_declared(adapted):
+            if self._is_declared(adapted):
                 found = self._best(adapted, places)
             elif adapted.module in self.parameters:
                 found = self._best_levels(adapted, layer)
