@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import OWN_NAME
-from adaptertool.merge.adapter.pair import broken_for_all
-from adaptertool.merge.adapter.saved import broken_beside, saved_modules
+from adaptertool.merge.adapter.saved import saved_modules
 from adaptertool.merge.adapter.whole import lacking_findings, lacking_tokens, misfits, nested, other_labels
 from adaptertool.merge.base.sizes import mismatch_findings
 from adaptertool.merge.result import CONTRADICTION, HAZARD
 from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
+from adaptertool.merge.trial.beside import broken_beside, broken_for_all
 from adaptertool.methods import method_of
 from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.words import natural, plural

@@ -6,14 +6,11 @@ Source: `_set_trainable` in `peft/utils/other.py` and `BaseTuner._replace_module
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.result import LayerResult
-from adaptertool.merge.trial.extremes import INFINITE_FROM, largest
-from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -90,32 +87,6 @@ def saved_modules(
             f"no attribute 'weight' when it puts such a module back after merging {adapter.config.peft_type} layers",
             tuple(name for name in adapter.weights.tensors if f".{module}." in f".{name}"),
             1,
-        )
-
-
-def broken_beside(adapter: Adapter, dtype: str | None, most_bytes: float) -> Iterator[Finding]:
-    """The saved modules and biases with values that are NaN or infinite in the base's dtype: no merge looks at them.
-
-    Args:
-        adapter: The adapter.
-        dtype: That in which the base is loaded; None where it is not known.
-        most_bytes: Tensors that are larger are not looked at.
-    """
-    method = method_of(adapter.config)
-    bound = INFINITE_FROM.get(dtype or "", math.inf)
-    broken = [
-        name
-        for name, tensor in adapter.weights.tensors.items()
-        if method.role(name, adapter.config) in ("saved-module", "bias") and tensor.nbytes <= most_bytes
-        if not largest(adapter.weights, name, bound) <= bound
-    ]
-    if broken:
-        yield Finding(
-            "ADP204",
-            f"{broken[0]} holds NaN, infinity, or values beyond the base's dtype: it takes the base's place as it is, "
-            "safe_merge=True does not look at it, and the merged model is broken",
-            tuple(broken),
-            len(broken),
         )
 
 
