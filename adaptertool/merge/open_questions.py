@@ -14,73 +14,75 @@ from adaptertool.merge.base.sizes import mismatches_unknown
 from adaptertool.merge.result import LayerResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from adaptertool.merge.adapter.case import Case
     from adaptertool.merge.adapter.fit import Fitted
 
 
+_OWN_NAMED = (
+    "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: whether PEFT loads them can't be "
+    "told"
+)
+_DRAWN = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
+_TWICE = "the file has layers of one stack under two names, of which the model has one: the other PEFT does not load"
+_UNNAMED = (
+    "the config names no target_modules, and which ones PEFT takes depends on the class that the base is loaded as"
+)
+_TARGETED = (
+    "the adapter's config targets it, and whether the model has such a layer, under this name, can't be told from the base's "
+    "files"
+)
+_FUSED = (
+    "PEFT makes names of this pattern, because transformers 5 has fused layers of this model; which ones can't be told "
+    "without building it"
+)
+
+
 def with_open_questions(case: Case, fitted: Fitted, results: Sequence[LayerResult]) -> tuple[LayerResult, ...]:
-    """The results, with what can't be told of updates that the file does not hold.
+    """The results, with what can't be told of layers whose merge raises nothing, and the layers that may be there as well.
 
     Args:
         case: The adapter on its base.
         fitted: What PEFT loads of it.
         results: What the trial found for each layer.
     """
-    config, rule, attached, targets = case.adapter.config, case.rule, case.attached, case.targets
-    checked = list(results)
-    zero = rule.starts_at_zero(config.fields)
-    held = {layer.module: layer.tensors for layer, _ in fitted.pairs}
-    drawn = {
-        module
-        for module, names in fitted.lacking.items()
-        if not zero or (held[module] and not rule.zeros.issuperset(names))
+    everywhere = _of_all(case, fitted)
+    some = {
+        **dict.fromkeys(_under_two_names(fitted), _TWICE),
+        **dict.fromkeys(_drawn(case, fitted), _DRAWN),
+        **dict.fromkeys(case.attached.named, _OWN_NAMED),
     }
-    reason = (
-        "its tensors have the adapter's name (default) in theirs, which PEFT's files have not: whether PEFT loads them can't "
-        "be told"
-    )
-    of_all = shared_under_own_name(case.adapter.weights.tensors)
-    checked = [
-        replace(one, status="unknown", reason=reason)
-        if one.status == "ok" and (of_all or one.module in attached.named)
-        else one
-        for one in checked
-    ]
-    reason = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
-    checked = [
-        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in drawn else one
-        for one in checked
-    ]
-    reason = (
-        "the file has layers of one stack under two names, of which the model has one: the other PEFT does not load"
-    )
-    twice = _under_two_names(fitted)
-    checked = [
-        replace(one, status="unknown", reason=reason) if one.status == "ok" and one.module in twice else one
-        for one in checked
-    ]
-    why = fitted.untold or rule.undecided(config.fields) or unknown_settings(config)
-    why = why or odd_settings(config)
-    if why is None and targets.unnamed:
-        why = "the config names no target_modules, and which ones PEFT takes depends on the class that the base is loaded as"
-    if why is not None:
-        checked = [replace(one, status="unknown", reason=why) if one.status == "ok" else one for one in checked]
-    reason = (
-        "the adapter's config targets it, and whether the model has such a layer, under this name, can't be told from the "
-        "base's files"
-    )
-    pattern = (
-        "PEFT makes names of this pattern, because transformers 5 has fused layers of this model; which ones can't be told "
-        "without building it"
-    )
+    asked = ((one, some.get(one.module, everywhere) if one.status == "ok" else None) for one in results)
     return (
-        *checked,
-        *(LayerResult(module, "unknown", reason=reason) for module in attached.open),
-        *([LayerResult("target_modules", "unknown", reason=pattern)] if targets.open else []),
+        *(replace(one, status="unknown", reason=why) if why is not None else one for one, why in asked),
+        *(LayerResult(module, "unknown", reason=_TARGETED) for module in case.attached.open),
+        *([LayerResult("target_modules", "unknown", reason=_FUSED)] if case.targets.open else []),
         *(one for one in other_labels(case.adapter, case.layers) if isinstance(one, LayerResult)),
     )
+
+
+def _of_all(case: Case, fitted: Fitted) -> str | None:
+    """What can't be told of any layer."""
+    config = case.adapter.config
+    if shared_under_own_name(case.adapter.weights.tensors):
+        return _OWN_NAMED
+    return (
+        fitted.untold
+        or case.rule.undecided(config.fields)
+        or unknown_settings(config)
+        or odd_settings(config)
+        or (_UNNAMED if case.targets.unnamed else None)
+    )
+
+
+def _drawn(case: Case, fitted: Fitted) -> Iterator[str]:
+    """The modules of which PEFT makes something at loading that is not zero."""
+    zero = case.rule.starts_at_zero(case.adapter.config.fields)
+    held = {layer.module: layer.tensors for layer, _ in fitted.pairs}
+    for module, names in fitted.lacking.items():
+        if not zero or (held[module] and not case.rule.zeros.issuperset(names)):
+            yield module
 
 
 def open_without_model(case: Case) -> tuple[LayerResult, ...]:
