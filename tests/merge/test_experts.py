@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from adaptertool.merge.adapter.settings import table
+from adaptertool.merge.base.live import build_live_model
 from adaptertool.operations.check_merge import check_merge
 from tests.tools.generate_default_targets import default_targets
 
@@ -210,3 +212,35 @@ def test_a_router_that_is_no_linear_layer(tmp_path: Path) -> None:
     report = check_merge(tmp_path / "adapter", base)
     assert report.verdict == "not-mergeable"
     assert {layer.code for layer in report.layers} == {"ADP207"}
+
+
+@pytest.mark.parametrize("ask_model", [True, False])
+def test_experts_that_the_file_calls_like_linear_layers(ask_model: bool, tmp_path: Path) -> None:
+    """Granite 4's files have experts named `input_linear` beside linear layers of that name; PEFT attaches to those alone."""
+    fields = {**_LOCAL, "shared_intermediate_size": 24, "layer_types": ["attention", "mamba"]}
+    fields |= {"mamba_d_head": 8, "mamba_n_heads": 4, "mamba_d_state": 8}
+    config: Any = transformers.AutoConfig.for_model("granitemoehybrid", **fields)
+    torch.manual_seed(1)
+    model: Any = transformers.GraniteMoeHybridForCausalLM(config)
+    model.save_pretrained(tmp_path / "base")
+    names = load_file(tmp_path / "base" / "model.safetensors")
+    assert names["model.layers.0.block_sparse_moe.input_linear.weight"].ndim == 3
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["input_linear", "output_linear", "q_proj"]))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 if parameter.requires_grad else 0)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    made = {path for path, one in adapted.base_model.model.named_modules() if hasattr(one, "merge")}
+    adapted.merge_and_unload(safe_merge=True)
+    report = check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=ask_model)
+    assert report.verdict == "mergeable"
+    assert {layer.module for layer in report.layers} == made
+
+
+def test_a_config_with_infinity_in_it(tmp_path: Path) -> None:
+    """transformers 5 writes it as an object: the model is built as transformers itself builds it."""
+    config: Any = transformers.AutoConfig.for_model("mamba2", time_step_limit=[0.0, inf])
+    config.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["time_step_limit"][1] == {"__float__": "Infinity"}
+    assert build_live_model(fields, {}, ["layers.0.mixer.in_proj"], []) is not None

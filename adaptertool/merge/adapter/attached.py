@@ -153,7 +153,7 @@ def _targeted(
             if here and (code is not None or not layers.code.known):
                 fresh.append(live)
                 break
-            if here or numbered or _alone(live, kept, targets):
+            if (here or numbered or _alone(live, kept, targets)) and not layers.is_fused(stored):
                 open_ones.append(live)
                 break
     return fresh, open_ones

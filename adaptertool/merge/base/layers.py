@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adaptertool.merge.base.absent import Absent
 from adaptertool.merge.base.bias import Biases
 from adaptertool.merge.base.layer import Layer
+from adaptertool.merge.base.names import split_path
 from adaptertool.merge.base.quantised import FORWARD_ONLY, PACKED, REQUANTISED, is_quantized_at_loading, quantisation_of
 from adaptertool.merge.base.stored import Stored
 
@@ -66,6 +67,22 @@ class BaseLayers:
     def is_quantized(self, stored: str) -> bool:
         """Whether the file holds this module in a quantised format."""
         return self._stored.is_quantized(stored)
+
+    def is_fused(self, stored: str) -> bool:
+        """Whether what the file holds under this name are experts that transformers 5 fuses into a module of another name.
+
+        No linear layer or embedding has a stack of matrices for a weight, as the experts have that Granite's files hold beside
+        linear layers of the same name. A convolution has; the table knows convolutions.
+        """
+        head, tail = split_path(stored)
+        weight = f"{stored}.weight"
+        if weight not in self.base.files or self.code.layer(stored) is not None or "conv" in tail[-1]:
+            return False
+        block = ".".join((*head, *tail[:1]))
+        if any(name.startswith(f"{block}.") and ".experts." in f"{name}." for name in self.modules):
+            return False
+        fused = any((layer := self.code.layer(one)) and layer.kind == "experts" for one in self.code.patterns())
+        return fused and len(self.base.tensor(weight).shape) == 3
 
     def is_beyond(self, module: str) -> bool:
         """Whether the model has fewer layers, by its config, than the number in a module's path, whatever its file holds."""

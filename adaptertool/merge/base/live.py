@@ -112,7 +112,8 @@ def _build_live_model(
     best_count = -1
     try:
         # Without auto_map no auto class looks for code that comes with the checkpoint, or asks whether it may run it.
-        parsed = CONFIG_MAPPING[model_type].from_dict({key: config[key] for key in config if key != "auto_map"})
+        fields = {key: _decoded(value) for key, value in config.items() if key != "auto_map"}
+        parsed = CONFIG_MAPPING[model_type].from_dict(fields)
     except _build_errors():
         return None
     for name in _class_names(config, adapter):
@@ -138,6 +139,19 @@ def _build_errors() -> tuple[type[Exception], ...]:
     # What configs of transformers 5 raise for a value of another type; no subclass of those above.
     strict = getattr(errors, "StrictDataclassError", None)
     return _BUILD_ERRORS if strict is None else (*_BUILD_ERRORS, strict)
+
+
+def _decoded(value: Any) -> Any:
+    """A value of a config.json, with infinities as numbers.
+
+    JSON has none: transformers 5 writes `{"__float__": "Infinity"}` for Granite 4's and Mamba 2's time steps, for instance
+    (`_encode_special_floats` in `configuration_utils.py`, read at 5.23).
+    """
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("NaN", "Infinity", "-Infinity"):
+            return float(value["__float__"])
+        return {key: _decoded(one) for key, one in value.items()}
+    return [_decoded(one) for one in value] if isinstance(value, list) else value
 
 
 def _countless(config: Any, most: int, key: str = "") -> bool:
