@@ -19,6 +19,7 @@ from adaptertool.merge.base.files import open_base
 from adaptertool.merge.findings import findings_of
 from adaptertool.merge.open_questions import open_without_model, with_open_questions
 from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.trial.followers import with_followers
 from adaptertool.merge.trial.trial import Trial
 from adaptertool.merge.ways_out import ways_out
 from adaptertool.methods import method_of
@@ -144,7 +145,7 @@ def check_merge(
     fitted = Fitting(case).fitted()
     load = dtype or load_dtype(base_model.config)
     trial = Trial(case, load, threshold, all_biases=all_biases)
-    results = trial.run(fitted.pairs)
+    fitted, results = with_followers(case, fitted, trial.run(fitted.pairs))
     checked = with_open_questions(case, fitted, results)
     missing = [layer for (_, layer), result in zip(fitted.pairs, results, strict=True) if result.code == "ADP201"]
     report = MergeReport(

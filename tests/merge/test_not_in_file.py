@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +25,15 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 import adaptertool
+from adaptertool.checkpoint.folder import LocalFolder
+from adaptertool.merge.base.code import ModelCode
+from adaptertool.merge.base.files import Base
+from adaptertool.merge.base.layers import BaseLayers
 from tests.methods.written import shake
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
@@ -183,3 +187,14 @@ def test_a_path_that_no_layer_has(tmp_path: Path) -> None:
         report = adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base", ask_model=ask_model)
         assert report.verdict == "unknown"
         assert "ADP208" not in {finding.code for finding in report.findings}
+
+
+def test_a_norm_that_transformers_renames() -> None:
+    """The table leaves norms out, and a file that is renamed at loading may lack the name: that is no proof of anything."""
+    stored, live = "layers.1.k_input_norm.weight", "layers.1.k_input_layernorm"
+    mapping: Any = get_checkpoint_conversion_mapping
+    renamings = [one for one in mapping("inkling2_text") if isinstance(one, WeightRenaming)]
+    assert rename_source_key(stored, renamings, [])[0] == f"{live}.weight"
+    config = {"model_type": "inkling2_text"}
+    layers = BaseLayers(Base(LocalFolder(Path()), config, {stored: ""}), ModelCode(config))
+    assert layers.needs_weight(live, trained=True).status == "unknown"

@@ -88,7 +88,10 @@ def test_the_numbers_of_layers_are_the_models_own(sampled: list[Mapping[str, Any
     assert counted > 3000
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_5_text", "gpt2", "t5", "deepseek_v3", "llava", "vit"])
+TYPES = ["llama", "qwen3_5_text", "gpt2", "t5", "deepseek_v3", "llava", "vit", "dots1", "musicgen"]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
 def test_the_table_is_what_the_script_makes(model_type: str) -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     assert json.loads(json.dumps(entry_of(model_type))) == table["models"][model_type]

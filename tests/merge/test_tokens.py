@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -115,3 +116,22 @@ def test_a_token_that_the_base_does_not_have(config: PeftConfig, tmp_path: Path)
     assert (report.verdict, [finding.code for finding in report.findings]) == ("not-mergeable", ["ADP203"])
     PeftModel.from_pretrained(load_base(model, tmp_path / "resized"), str(tmp_path / "adapter")).merge_and_unload()
     assert check_merge(tmp_path / "adapter", tmp_path / "resized").verdict == "mergeable"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bart-shared", "bert", "t5", "llava"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_layers_are_those_in_which_peft_makes_some(name: str, tied: bool, tmp_path: Path) -> None:
+    """A tied head uses the embedding's rows: PEFT adapts it along, and the file need not hold anything of it."""
+    model = MODELS[name]
+    save_base(model, tmp_path / "base", tied=tied)
+    base = load_base(model, tmp_path / "base")
+    config = LoraConfig(target_modules=[model.layer], trainable_token_indices=[1, 5])
+    save_adapter(base, config, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(load_base(model, tmp_path / "base"), str(tmp_path / "adapter"))
+    made = {
+        path.removeprefix("base_model.model.").removesuffix(".token_adapter")
+        for path, module in loaded.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    report = check_merge(tmp_path / "adapter", tmp_path / "base")
+    assert {layer.module for layer in report.layers} == made

@@ -3,8 +3,9 @@
     python -m tests.tools.generate_bias_table [MODEL_TYPE …]
 
 Every model type of the installed transformers is built on the meta device from its default config, once as it is, once with
-each boolean field named like a bias turned around, and once with each number of layers lowered. What is renamed at loading is
-what transformers renames. With model types named, only these are written, to standard output.
+each boolean field named like a bias turned around, and once with each number of layers lowered: in the classes that people
+attach adapters to, or in all that it has where it has none of those. What is renamed at loading is what transformers renames.
+With model types named, only these are written, to standard output.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests.tools.model_trees import (
     build,
     classes_of,
     default_config,
+    every_class_of,
     layers_of,
     parts_of,
     patterns_of,
@@ -341,13 +343,19 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
     except BUILD_ERRORS as error:
         print(f"{model_type}: no default config: {error}", file=sys.stderr)
         return None
+    usual = classes_of(model_type)
+    rest = [one for one in every_class_of(model_type) if one not in usual]
+    return _entry_of(usual, config) or _entry_of(rest, config)
+
+
+def _entry_of(classes: Sequence[type[PreTrainedModel]], config: PreTrainedConfig) -> dict[str, Any] | None:
     merged: dict[str, tuple[str, str]] = {}
     prefixes: set[str] = set()
     counts: dict[str, str | None] = {}
     moved: dict[str, str | None] = {}
     parts: dict[str, tuple[str, set[str]]] = {}
     built: list[type[PreTrainedModel]] = []
-    for model_class in classes_of(model_type):
+    for model_class in classes:
         try:
             rules, own_parts = rules_of(model_class, config)
         except BUILD_ERRORS as error:
@@ -374,7 +382,7 @@ def entry_of(model_type: str) -> dict[str, Any] | None:
     flags = {flag: value for flag, value in bias_flags(config).items() if flag in used}
     return {
         "prefixes": sorted(prefixes - {""}),
-        "classes": [model_class.__name__ for model_class in classes_of(model_type)],
+        "classes": [model_class.__name__ for model_class in classes],
         "ties": tied_layers(built, config),
         "flags": flags,
         "counts": {stack: field for stack, field in sorted(counts.items()) if field},

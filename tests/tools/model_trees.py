@@ -68,21 +68,41 @@ def _on_resnet(*stages: str) -> dict[str, Any]:
     }
 
 
+_AYA_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "num_attention_heads": 16,
+    "vision_use_head": False,
+}
+
 _OPEN_FIELDS: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 8},
+    "aya_vision": {"vision_config": _AYA_VISION},
     "chameleon": {"vocabulary_map": {"<image>": 4}},
     "conditional_detr": _on_resnet("stage4"),
     "dab-detr": _on_resnet("stage4"),
+    "dbrx": {"attn_config": {"rope_theta": 10000.0}},
     "deformable_detr": _on_resnet("stage2", "stage3", "stage4"),
     "detr": _on_resnet("stage4"),
     "table-transformer": _on_resnet("stage4"),
-    "dots1": {"vocab_size": 1000, "n_routed_experts": 8, "moe_intermediate_size": 64},
+    "dots1": {
+        "vocab_size": 1000,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 6,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1,
+    },
     "esm": {"vocab_size": 33, "pad_token_id": 1},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2"},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
+    "hunyuan_vl_text": {"head_dim": 128},
     "informer": {"prediction_length": 8},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "ministral": {"head_dim": 128},
+    "moonshine_streaming": {"num_key_value_heads": 8},
     "nemotron": {"num_key_value_heads": 48, "head_dim": 128},
     "time_series_transformer": {"prediction_length": 8},
 }

@@ -115,6 +115,8 @@ class Absent:
             # Code that is known can fuse or split layers at loading, so that the file's names say nothing of them. And a class
             # that the table does not know can have a head of its own.
             numbered = any(part.isdecimal() for part in module.split("."))
+            if _NORM.search(leaf) and self._code.renames:
+                return False
             return numbered and self._code.known and self._code.layer(module) is None
         parts = module.split(".")
         numbers = [index for index, part in enumerate(parts) if part.isdecimal()]

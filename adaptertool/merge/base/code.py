@@ -99,6 +99,11 @@ class ModelCode:
         return self._entry is not None
 
     @property
+    def renames(self) -> bool:
+        """Whether transformers renames layers of this type within their blocks when it loads files."""
+        return self._entry is not None and bool(self._entry.moved)
+
+    @property
     def wrappers(self) -> tuple[str, ...]:
         """The names under which models of this type hold their base model."""
         return self._entry.prefixes if self._entry else ()
