@@ -75,17 +75,20 @@ class WayOut:
     """What can be done about layers without a bias.
 
     Attributes:
-        flag: The base config field that creates the missing biases; None where there is none.
-        value: What it must be set to.
-        other_biases: The other biases that it creates, which would be zero, as patterns with `#` for layer numbers.
+        settings: Fields of the base's config, by dotted path, and what they must be: all of them together create all of the
+            missing biases. Empty where no fields do.
+        other_biases: The other biases that these create, which would be zero, as patterns with `#` for layer numbers; of an
+            adapted layer where some of its number are not adapted.
         biased_layers: Linear layers of this base that have a bias, as patterns; what could be trained instead.
+        target_modules: What PEFT finds such layers by, those of the stacks where there are any: endings, or a regular
+            expression.
         text: The same in sentences.
     """
 
-    flag: str | None
-    value: bool | None
+    settings: tuple[tuple[str, bool], ...]
     other_biases: tuple[str, ...]
     biased_layers: tuple[str, ...]
+    target_modules: tuple[str, ...] | str | None
     text: str
 
 

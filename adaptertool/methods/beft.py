@@ -16,6 +16,7 @@ BEFT = PlainMethod(
         bias=BiasUpdate(
             "beft_bias",
             "ValueError: Base layer has no bias, cannot merge bias adapter default",
+            "with a method that changes weights, such as LoRA",
             quantised=BACKENDS,
             alone=True,
         ),

@@ -186,6 +186,7 @@ LORA = PlainMethod(
         bias=BiasUpdate(
             "lora_B.bias",
             "RuntimeError: Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.",
+            "with lora_bias=False",
             _scale,
             wanted=_has_bias,
         ),

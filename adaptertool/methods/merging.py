@@ -39,10 +39,12 @@ class BiasUpdate:
         wanted: Whether PEFT makes one under this config. Where it does, it merges one, whether the file holds it or not.
         quantised: As in `MergeRule`, of a layer that has such a bias.
         alone: Whether it is all that the method merges.
+        instead: How else it could be trained, so that no such bias is merged: the rest of "train it again".
     """
 
     tensor: str
     raises: str
+    instead: str
     scale: Callable[[Mapping[str, Any], str], float] | None = None
     wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
     quantised: frozenset[str] = frozenset()

@@ -21,7 +21,7 @@ from adaptertool.merge.open_questions import open_without_model, with_open_quest
 from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
 from adaptertool.merge.trial.followers import with_followers
 from adaptertool.merge.trial.trial import Trial
-from adaptertool.merge.ways_out import ways_out
+from adaptertool.merge.way_out import way_out
 from adaptertool.methods import method_of
 from adaptertool.operations.inspect import describe_adapter, describe_target
 from adaptertool.operations.result import Result
@@ -156,7 +156,7 @@ def check_merge(
         threshold,
         (*checked, *open_without_model(case)),
         tuple(findings_of(case, fitted, results, checked, load)),
-        ways_out(case.layers, missing) if missing else (),
+        (way_out(case, missing),) if missing else (),
         _note(checked, trial),
         tuple(trial.not_examined),
     )

@@ -73,10 +73,15 @@ def _layer(layer: LayerResult) -> dict[str, Any]:
 
 
 def _way_out(way: WayOut) -> dict[str, Any]:
+    # A single field stands by itself as well; where it takes several, none of them does it alone.
+    flag, value = way.settings[0] if len(way.settings) == 1 else (None, None)
+    names = way.target_modules
     return {
-        "flag": way.flag,
-        "value": way.value,
+        "flag": flag,
+        "value": value,
+        "settings": dict(way.settings),
         "other_biases": list(way.other_biases),
         "biased_layers": list(way.biased_layers),
+        "target_modules": list(names) if isinstance(names, tuple) else names,
         "text": way.text,
     }

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-import transformers
-from peft import BeftConfig, PeftModel, get_peft_model
 from rich.console import Console
 
 from adaptertool.checkpoint.adapter import open_adapter
@@ -199,45 +197,3 @@ def test_a_clean_report_in_every_format(base_of: Callable[[str], Path], beft_of:
     assert sarif_document([result], result.exit_code)["runs"][0]["results"] == []
     assert ET.fromstring(junit_xml([result]).encode()).get("failures") == "0"
     assert "mergeable: all 2 layers can be merged into" in shown(report)
-
-
-def test_ways_out(base_of: Callable[[str], Path], beft_of: Callable[[str], Path]) -> None:
-    (way,) = check_merge(beft_of("llama"), base_of("llama")).ways_out
-    assert (way.flag, way.value) == ("attention_bias", True)
-    assert way.other_biases == tuple(f"model.layers.#.self_attn.{name}_proj" for name in "koq")
-    (way,) = check_merge(beft_of("mistral"), base_of("mistral")).ways_out
-    assert (way.flag, way.biased_layers) == (None, ())
-    (way,) = check_merge(beft_of("qwen2-output"), base_of("qwen2-output")).ways_out
-    assert way.flag is None
-    assert set(way.biased_layers) == {f"model.layers.#.self_attn.{name}_proj" for name in "qkv"}
-
-
-def test_ways_out_that_lead_out_together(tmp_path: Path) -> None:
-    """An encoder and a decoder with flags of their own: PEFT merges where both are set."""
-    part = {
-        **dict.fromkeys(("hidden_size", "intermediate_size"), 16),
-        "vocab_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-    }
-    auto: Any = transformers.T5GemmaForConditionalGeneration
-    made = auto(transformers.T5GemmaConfig(encoder=part, decoder=part, vocab_size=64))
-    made.save_pretrained(tmp_path / "base")
-    get_peft_model(made, BeftConfig(target_modules=["v_proj"])).save_pretrained(str(tmp_path / "adapter"))
-    ways = check_merge(tmp_path / "adapter", tmp_path / "base").ways_out
-    assert sorted(way.flag or "" for way in ways) == ["decoder.attention_bias", "encoder.attention_bias"]
-    assert all("if decoder.attention_bias and encoder.attention_bias are all set" in way.text for way in ways)
-    config = tmp_path / "base" / "config.json"
-    for flags in ((0, 1), (1, 0), (1, 1)):
-        fields = json.loads(config.read_text())
-        for name, value in zip(("encoder", "decoder"), flags, strict=True):
-            fields[name]["attention_bias"] = bool(value)
-        config.write_text(json.dumps(fields))
-        loaded: Any = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter"))
-        if all(flags):
-            loaded.merge_and_unload(safe_merge=True)
-        else:
-            with pytest.raises(ValueError, match="bias"):
-                loaded.merge_and_unload(safe_merge=True)

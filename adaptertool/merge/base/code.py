@@ -235,20 +235,6 @@ class ModelCode:
             return None
         return with_numbers(stored, numbers_in(module))
 
-    def governed_by(self, flag: str) -> tuple[str, ...]:
-        """The layers whose bias this flag decides, as patterns with `#` for layer numbers, of all classes of the model.
-
-        Args:
-            flag: As in `CodeLayer.flag`.
-        """
-        if self._entry is None:
-            return ()
-        for code, _ in self._other_parts():
-            if flag.startswith(code.part):
-                return code.governed_by(flag)
-        own = flag.removeprefix(self.part)
-        return tuple(pattern for pattern, (_, rule) in self._entry.rules.items() if rule.removeprefix("not ") == own)
-
     def bias_flags(self) -> Iterator[tuple[str, bool]]:
         """The fields of the config that are named like a bias and are true or false, by dotted path."""
         yield from _bias_fields(self.config, self.part)

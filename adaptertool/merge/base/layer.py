@@ -22,7 +22,6 @@ class Layer:
         stored: Its name in the file; None where it was not found there.
         bias: The tensor in the file that is its bias; None where it holds none.
         reason: Why the status is not `ok`, or what is odd about it.
-        flag: The config field that would create its bias.
         contradiction: Whether the file contradicts the config, in a way that PEFT merges nevertheless.
         elsewhere: Whether its values are in the file as a part of another module's, such as one for query, key and value.
     """
@@ -35,6 +34,5 @@ class Layer:
     stored: str | None = None
     bias: str | None = None
     reason: str | None = None
-    flag: str | None = None
     contradiction: bool = False
     elsewhere: bool = False

@@ -171,7 +171,6 @@ class BaseLayers:
             layer_type=layer_type,
             stored=found.module,
             bias=self._stored.bias_of(module, found),
-            flag=code.flag if code is not None else None,
         )
 
     def _unsupported(
