@@ -5,7 +5,7 @@ Codes are stable and never reused. ADP1xx is about projections, ADP2xx about mer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -330,3 +330,8 @@ _CODES = (
 
 CODES: Mapping[str, Code] = {code.code: code for code in _CODES}
 """All codes, by code."""
+
+
+def gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The same, errors before warnings: who reads only the first has read the gravest."""
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))

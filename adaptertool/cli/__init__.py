@@ -29,5 +29,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Interrupted as interruption:
             from adaptertool.cli.program import say_interrupted
 
-            say_interrupted(arguments)
+            say_interrupted(arguments, interruption.exit_code)
             return interruption.exit_code

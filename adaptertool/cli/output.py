@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from adaptertool.errors import AdapterToolError
     from adaptertool.report.pipeline import PipelineResult
 
+PIPELINE_FORMATS = ("github", "sarif", "junit")
+
+PIPELINE_COMMANDS = ("inspect", "check-merge")
+"""The commands that offer these formats."""
+
 PIPE_WIDTH = 10_000
 """Columns where nobody watches: one line stays one line, so that it can be searched for."""
 
@@ -49,6 +54,26 @@ def print_pipeline(results: Sequence[PipelineResult], form: str, exit_code: int)
         from adaptertool.report.github import github_annotations
 
         sys.stdout.write(github_annotations(results))
+
+
+def print_failure(
+    error: AdapterToolError, form: str, command: str | None, target: str | None = None, exit_code: int | None = None
+) -> None:
+    """Say that a command could not do its work, in the format that was asked for, and on stderr.
+
+    Args:
+        error: What went wrong.
+        form: The format that was asked for.
+        command: The command; None where none is named.
+        target: With which checkpoint, where it is about one.
+        exit_code: What the command line ends with; by default the error's own.
+    """
+    if form in PIPELINE_FORMATS and command in PIPELINE_COMMANDS:
+        from adaptertool.report.pipeline import failed_result
+
+        code = error.exit_code if exit_code is None else exit_code
+        print_pipeline([failed_result(command, target, error)], form, code)
+    print_error(error, form, target)
 
 
 def print_error(error: AdapterToolError, form: str = "text", target: str | None = None) -> None:

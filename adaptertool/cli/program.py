@@ -17,7 +17,7 @@ import typer
 from adaptertool import __version__
 from adaptertool.checkpoint.bytes import os_error
 from adaptertool.cli.interruption import InterruptedWorkError
-from adaptertool.cli.output import print_error
+from adaptertool.cli.output import print_failure
 from adaptertool.cli.parameters import spare_validators
 from adaptertool.errors import AdapterToolError, NoSpaceError, UnsupportedError, UsageError
 
@@ -112,9 +112,8 @@ def run(arguments: Sequence[str]) -> int:
     form = _format_asked_for(arguments)
     if not arguments and COMPLETION not in os.environ:
         arguments = ["--help"]
-    named = None
+    named = _command_in(arguments)
     try:
-        named = arguments[0] if arguments and arguments[0] in COMMANDS else None
         narrow = shutil.get_terminal_size().columns < NARROW
         listed = list(arguments) in (["--help"], ["-h"], ["--version"]) and COMPLETION not in os.environ
         code = parser(named, listed=listed, narrow=narrow).main(
@@ -122,13 +121,13 @@ def run(arguments: Sequence[str]) -> int:
         )
         sys.stdout.flush()
     except AdapterToolError as error:
-        print_error(error, form)
+        print_failure(error, form, named)
         return error.exit_code
     except _PARSER_ERRORS as error:
         # Newer releases of typer put before it what their validator calls any error.
         message = error.format_message().replace(": Value error, ", ": ")
         hint = f"adaptertool {named} --help" if named else "adaptertool --help"
-        print_error(UsageError(message or "no command", hint=hint), form)
+        print_failure(UsageError(message or "no command", hint=hint), form, named)
         return UsageError.exit_code
     except InterruptedWorkError as error:
         return error.exit_code
@@ -138,7 +137,7 @@ def run(arguments: Sequence[str]) -> int:
         _discard_output()
         return 0
     except MemoryError:
-        print_error(NoSpaceError("not enough memory"), form)
+        print_failure(NoSpaceError("not enough memory"), form, named)
         return NoSpaceError.exit_code
     except OSError as error:
         where = error.filename2 or error.filename
@@ -146,15 +145,19 @@ def run(arguments: Sequence[str]) -> int:
         problem = os_error(error, where or "the output", "use" if where else "write")
         if where is None:
             _discard_output()
-        print_error(problem, form if where is not None else "text")
+        print_failure(problem, form if where is not None else "text", named)
         return problem.exit_code
     return int(code or 0)
 
 
-def say_interrupted(arguments: Sequence[str]) -> None:
+def say_interrupted(arguments: Sequence[str], exit_code: int) -> None:
     """Say that a command with these arguments was ended by a signal."""
     error = UnsupportedError("interrupted", hint="Every checkpoint is whole; run it again.")
-    print_error(error, _format_asked_for(arguments))
+    print_failure(error, _format_asked_for(arguments), _command_in(arguments), exit_code=exit_code)
+
+
+def _command_in(arguments: Sequence[str]) -> str | None:
+    return arguments[0] if arguments and arguments[0] in COMMANDS else None
 
 
 def _discard_output() -> None:

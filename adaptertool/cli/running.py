@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import typer
 
 from adaptertool.cli.interruption import Interrupted, InterruptedWorkError
-from adaptertool.cli.output import print_error, print_json, print_json_line, print_pipeline, print_text
+from adaptertool.cli.output import (
+    PIPELINE_FORMATS,
+    print_error,
+    print_failure,
+    print_json,
+    print_json_line,
+    print_pipeline,
+    print_text,
+)
 from adaptertool.cli.progress import ManyBar, ProgressBar
 from adaptertool.errors import AdapterToolError, NotFoundError, UnsupportedError, UsageError
 from adaptertool.signals import uninterrupted
@@ -36,8 +44,6 @@ if TYPE_CHECKING:
     AnyResult = Inspection | Rewrite | MergeReport
 
 R = TypeVar("R", bound="AnyResult")
-
-PIPELINE_FORMATS = ("github", "sarif", "junit")
 
 LOOKED_AT = 1000
 """Checkpoints below a folder that are counted for a hint."""
@@ -122,11 +128,7 @@ def _one(job: Job[R], selection: Selection, form: str) -> int:
     except AdapterToolError as error:
         if isinstance(error, NotFoundError):
             error.hint = _hint_of_nested(target, selection) or error.hint
-        if form in PIPELINE_FORMATS:
-            from adaptertool.report.pipeline import failed_result
-
-            print_pipeline([failed_result(job.name, target, error)], form, error.exit_code)
-        print_error(error, form, target)
+        print_failure(error, form, job.name, target)
         return error.exit_code
     code = job.exit_code(result)
     if form == "text":

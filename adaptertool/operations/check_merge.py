@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import CorruptError, NotFoundError, UsageError
-from adaptertool.findings import Finding
+from adaptertool.findings import Finding, gravest_first
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misnamed_tensors
 from adaptertool.merge.adapter.case import case_of
 from adaptertool.merge.adapter.fit import Fitting
@@ -155,7 +155,7 @@ def check_merge(
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
         (*checked, *open_without_model(case)),
-        tuple(findings_of(case, fitted, results, checked, load)),
+        gravest_first(findings_of(case, fitted, results, checked, load)),
         (way_out(case, missing),) if missing else (),
         _note(checked, trial),
         tuple(trial.not_examined),

@@ -13,7 +13,7 @@ from adaptertool.checkpoint.bytes import two_readings
 from adaptertool.checkpoint.finite import first_not_finite, still_not_finite
 from adaptertool.checkpoint.target import open_target
 from adaptertool.errors import UsageError
-from adaptertool.findings import Finding
+from adaptertool.findings import Finding, gravest_first
 from adaptertool.merge.adapter.adapted import adapted_layers
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
@@ -157,7 +157,7 @@ def inspect(
         tensors=len(adapter.weights.tensors),
         roles=role_sizes(adapter),
         projections=projections,
-        findings=tuple(findings),
+        findings=gravest_first(findings),
         notes=method_of(adapter.config).notes(adapter.weights.tensors, adapter.config),
     )
 

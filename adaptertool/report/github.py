@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from adaptertool.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from adaptertool.report.pipeline import PipelineResult
 
@@ -16,25 +16,44 @@ _LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
 
 
 def github_annotations(results: Sequence[PipelineResult]) -> str:
-    """Lines of `::error …::message`, ending in a newline; a notice with the summary closes those of each checkpoint.
+    """Lines of `::error …::message`, ending in a newline; a notice with the answer comes first for each checkpoint.
 
-    GitHub shows ten errors, ten warnings and ten notices a step; one a finding keeps a single checkpoint below that.
+    GitHub shows ten errors, ten warnings and ten notices a step, the first ones. One a finding keeps a single checkpoint below
+    that; of several, a line that counts them comes before all others.
     """
-    return "".join(_annotations(result) for result in results)
+    counts = [_counted(results)] if len(results) > 1 else []
+    return "".join(f"{line}\n" for line in (*counts, *(line for result in results for line in _annotations(result))))
 
 
-def _annotations(result: PipelineResult) -> str:
-    lines = []
-    file = "" if "://" in result.uri else f",file={_property(unquote(result.uri))}"
-    for finding in result.findings:
-        title = _property(f"{finding.code} {finding.name}")
-        lines.append(f"::{_LEVELS[finding.severity]} title={title}{file}::{_data(finding.message)}")
-        if finding.fix:
-            lines[-1] += _data(f"\n{finding.fix}")
+def _counted(results: Sequence[PipelineResult]) -> str:
+    codes = [result.exit_code for result in results]
+    parts = [
+        f"{count} {word}"
+        for word, count in (
+            ("with the answer no", codes.count(1)),
+            ("that could not be decided", sum(code > 1 for code in codes)),
+            ("fine", codes.count(0)),
+        )
+        if count
+    ]
+    level = "error" if any(codes) else "notice"
+    title = _property(f"adaptertool {results[0].command}")
+    message = f"{len(results)} checkpoints: {', '.join(parts)}"
+    return f"::{level} title={title}::{_data(message)}"
+
+
+def _annotations(result: PipelineResult) -> Iterator[str]:
+    on_disk = result.uri is not None and result.page is None and "://" not in result.uri
+    file = f",file={_property(unquote(result.uri or ''))}" if on_disk else ""
     title = _property(f"adaptertool {result.command}")
-    lines.extend(f"::error title={title}{file}::{_data(f'could not find out: {one}')}" for one in result.open_questions)
-    lines.append(f"::notice title={title}{file}::{_data(f'{result.location}: {result.summary}')}")
-    return "\n".join(lines) + "\n"
+    answer = f"{result.location}: {result.summary}" if result.location else result.summary
+    yield f"::notice title={title}{file}::{_data(answer)}"
+    for finding in result.findings:
+        name = _property(f"{finding.code} {finding.name}")
+        message = "\n".join(filter(None, (finding.message, finding.fix)))
+        yield f"::{_LEVELS[finding.severity]} title={name}{file}::{_data(message)}"
+    for question in result.open_questions:
+        yield f"::error title={title}{file}::{_data(f'could not find out: {question}')}"
 
 
 def _data(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["passed", "failed", "open"]
 
+NO_BIAS = "ADP201"
+"""The finding that ways out are about."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -32,12 +35,14 @@ class Check:
         outcome: `open` where the tool could not find out.
         code: The finding code of a failure.
         message: Why it did not pass.
+        remedy: What to do about it, where that is known.
     """
 
     name: str
     outcome: Outcome = "passed"
     code: str | None = None
     message: str = ""
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,11 @@ class PipelineResult:
 
     Attributes:
         command: The command, such as `check-merge`.
-        location: What was examined, as a person reads it.
-        uri: The file that findings are about, as a URI or a relative path with forward slashes, percent-encoded.
+        location: What was examined, as a person reads it; empty where the command was not understood so far.
+        uri: The file that findings are about, percent-encoded: relative to the repository with forward slashes where it is in
+            it, else a URI. Of a file on the Hub it is the host and the path, for code scanning refuses a document with a URI
+            of another scheme than `file`. None where there is no file.
+        page: Where a file on the Hub is to be seen.
         summary: The answer in a line.
         exit_code: What the command line ends with.
         findings: What was found.
@@ -57,12 +65,18 @@ class PipelineResult:
 
     command: str
     location: str
-    uri: str
+    uri: str | None
     summary: str
     exit_code: int
     findings: Sequence[Finding]
     open_questions: Sequence[str]
     checks: Sequence[Check]
+    page: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The command and what it was about."""
+        return f"adaptertool {self.command} {self.location}".rstrip()
 
 
 def pipeline_result(result: Inspection | MergeReport, exit_code: int) -> PipelineResult:
@@ -79,10 +93,13 @@ def merge_result(report: MergeReport) -> PipelineResult:
         if layer.status == "unknown":
             counts[layer.reason or ""] = counts.get(layer.reason or "", 0) + 1
     open_questions = [f"{count} of {len(report.layers)} layers: {reason}" for reason, count in counts.items()]
-    checks = [_layer_check(layer) for layer in report.layers]
+    remedies = {finding.code: finding.fix for finding in report.findings if finding.fix}
+    if report.ways_out:
+        remedies[NO_BIAS] = " ".join(way.text for way in report.ways_out)
+    checks = [_layer_check(layer, remedies.get(layer.code or "")) for layer in report.layers]
     by_layer = {layer.code for layer in report.layers}
     checks += [
-        Check(finding.name, "failed", finding.code, finding.message)
+        Check(finding.name, "failed", finding.code, finding.message, finding.fix)
         for finding in report.findings
         if finding.severity == "error" and (finding.code not in by_layer)
     ]
@@ -93,37 +110,46 @@ def merge_result(report: MergeReport) -> PipelineResult:
     return PipelineResult(
         "check-merge",
         target.location,
-        artifact_uri(target.location, target.kind, target.revision, target.weights),
+        artifact_uri(target.location, target.kind, target.weights),
         f"{report.verdict}: {summary_of(report)}",
         report.exit_code,
-        report.findings,
+        [
+            replace(one, fix=remedies[NO_BIAS]) if one.code == NO_BIAS and not one.fix else one
+            for one in report.findings
+        ],
         open_questions,
         checks,
+        page_of(target.location, target.kind, target.revision, target.weights),
     )
 
 
 def inspection_result(result: Inspection, exit_code: int) -> PipelineResult:
     """An inspection: one check for each finding."""
     target = result.target
-    checks = [Check(finding.name, "failed", finding.code, finding.message) for finding in result.findings]
+    checks = [Check(one.name, "failed", one.code, one.message, one.fix) for one in result.findings]
     count = len(result.findings)
     return PipelineResult(
         "inspect",
         target.location,
-        artifact_uri(target.location, target.kind, target.revision, target.weights),
+        artifact_uri(target.location, target.kind, target.weights),
         f"{count} {'finding' if count == 1 else 'findings'}" if count else "no findings",
         exit_code,
         result.findings,
         (),
         checks or [Check("checkpoint")],
+        page_of(target.location, target.kind, target.revision, target.weights),
     )
 
 
-def failed_result(command: str, target: str, error: AdapterToolError) -> PipelineResult:
-    """A checkpoint that could not be looked at: one question that stays open."""
-    if target.startswith("hf://"):
+def failed_result(command: str, target: str | None, error: AdapterToolError) -> PipelineResult:
+    """A checkpoint that could not be looked at, or a command that could not be carried out: one question that stays open."""
+    uri = page = None
+    if target is None:
+        target = ""
+    elif target.startswith("hf://"):
         file = CONFIG_NAME if error.code == "ADP304" else SAFETENSORS_WEIGHTS
-        uri = artifact_uri(target.removeprefix("hf://").partition("@")[0], "hub", None, file)
+        location = target.removeprefix("hf://").partition("@")[0]
+        uri, page = artifact_uri(location, "hub", file), page_of(location, "hub", None, file)
     else:
         target = str(Path(target))
         uri = artifact_uri(*_broken_file(Path(target), error))
@@ -135,19 +161,20 @@ def failed_result(command: str, target: str, error: AdapterToolError) -> Pipelin
         error.exit_code,
         (),
         (error.message,),
-        (Check("checkpoint", "open", error.code, error.message),),
+        (Check("checkpoint", "open", error.code, error.message, error.hint),),
+        page,
     )
 
 
-def _broken_file(target: Path, error: AdapterToolError) -> tuple[str, Literal["local"], None, str]:
+def _broken_file(target: Path, error: AdapterToolError) -> tuple[str, Literal["local"], str]:
     """The file of a checkpoint that an error is about, if it has one: its config where that is broken, else its weights."""
     folder = target if target.is_dir() else target.parent
     if error.code == "ADP304":
-        return str(folder), "local", None, CONFIG_NAME
+        return str(folder), "local", CONFIG_NAME
     if folder is not target:
-        return str(target), "local", None, ""
+        return str(target), "local", ""
     files = (SAFETENSORS_WEIGHTS, PICKLE_WEIGHTS, CONFIG_NAME)
-    return str(folder), "local", None, next((file for file in files if (folder / file).exists()), "")
+    return str(folder), "local", next((file for file in files if (folder / file).exists()), "")
 
 
 def summary_of(report: MergeReport) -> str:
@@ -173,29 +200,41 @@ def summary_of(report: MergeReport) -> str:
     return ", ".join(parts)
 
 
-def artifact_uri(location: str, kind: Literal["local", "hub"], revision: str | None, file: str) -> str:
-    """Where a file is: relative to the working folder if it is in it, as scanners of repositories want it.
+def artifact_uri(location: str, kind: Literal["local", "hub"], file: str) -> str:
+    """What a file is called where results are shown beside the files of a repository.
 
     Args:
         location: A path, or `org/name` with the subfolder where there is one.
         kind: On disk or on the Hub.
-        revision: The commit, on the Hub.
         file: The file's name.
     """
     if kind == "hub":
-        repo, _, subfolder = "/".join(location.split("/")[:2]), "", "/".join(location.split("/")[2:])
-        path = f"{subfolder}/{file}" if subfolder else file
-        return f"https://huggingface.co/{quote(repo)}/blob/{quote(revision or 'main', safe='')}/{quote(path)}"
-    path_on_disk = Path(os.path.abspath(Path(location) / file))  # noqa: PTH100 - resolve() would follow a cache's symlinks
+        return f"huggingface.co/{quote(location)}/{quote(file)}"
+    path = Path(os.path.abspath(Path(location) / file))  # noqa: PTH100 - resolve() would follow a cache's symlinks
     here = Path.cwd()
-    if path_on_disk.is_relative_to(here):
-        path_on_disk = path_on_disk.relative_to(here)
-        # Bytes, for a name on disk need not be text.
-        return quote(os.fsencode(path_on_disk.as_posix()))
-    return path_on_disk.as_uri()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    # Bytes, for a name on disk need not be text.
+    return quote(os.fsencode(path.relative_to(root).as_posix())) if path.is_relative_to(root) else path.as_uri()
 
 
-def _layer_check(layer: LayerResult) -> Check:
+def page_of(location: str, kind: Literal["local", "hub"], revision: str | None, file: str) -> str | None:
+    """The address of a file on the Hub; None of one on disk.
+
+    Args:
+        location: See `artifact_uri`.
+        kind: See `artifact_uri`.
+        revision: The commit.
+        file: See `artifact_uri`.
+    """
+    if kind == "local":
+        return None
+    parts = location.split("/")
+    repo, path = "/".join(parts[:2]), "/".join((*parts[2:], file))
+    return f"https://huggingface.co/{quote(repo)}/blob/{quote(revision or 'main', safe='')}/{quote(path)}"
+
+
+def _layer_check(layer: LayerResult, remedy: str | None) -> Check:
     if layer.status == "ok":
         return Check(layer.module)
-    return Check(layer.module, "open" if layer.status == "unknown" else "failed", layer.code, layer.reason or "")
+    outcome: Outcome = "open" if layer.status == "unknown" else "failed"
+    return Check(layer.module, outcome, layer.code, layer.reason or "", remedy)

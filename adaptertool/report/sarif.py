@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from adaptertool import __version__
@@ -9,7 +10,7 @@ from adaptertool.findings import CODES
 from adaptertool.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from adaptertool.findings import Code
     from adaptertool.report.pipeline import PipelineResult
@@ -44,7 +45,7 @@ def sarif_document(results: Sequence[PipelineResult], exit_code: int) -> dict[st
                         "rules": [_rule(CODES[code]) for code in rules],
                     }
                 },
-                "artifacts": [{"location": {"uri": result.uri}} for result in results],
+                "artifacts": [_artifact(result) for result in results if result.uri is not None],
                 "invocations": [
                     {
                         "executionSuccessful": not open_questions,
@@ -55,37 +56,47 @@ def sarif_document(results: Sequence[PipelineResult], exit_code: int) -> dict[st
                         ],
                     }
                 ],
-                "results": [
-                    {
-                        "ruleId": finding.code,
-                        "ruleIndex": rules.index(finding.code),
-                        "level": _LEVELS[finding.severity],
-                        "message": {
-                            "text": printable(finding.message) + (f" {printable(finding.fix)}" if finding.fix else "")
-                        },
-                        "locations": [
-                            {
-                                "physicalLocation": {
-                                    "artifactLocation": {"uri": result.uri, "index": index},
-                                    "region": {"startLine": 1},
-                                },
-                                "logicalLocations": [
-                                    {"fullyQualifiedName": printable(name), "kind": "member"}
-                                    for name in finding.tensors[:20]
-                                ],
-                            }
-                        ],
-                        # Without it a service tells results apart by their text, in which counts change.
-                        "partialFingerprints": {"adaptertool/v1": f"{finding.code}:{result.uri}:{number}"},
-                        "properties": {"count": finding.count},
-                    }
-                    for index, result in enumerate(results)
-                    for number, finding in enumerate(result.findings)
-                ],
+                "results": [one for index, result in enumerate(results) for one in _results(result, index, rules)],
                 "columnKind": "unicodeCodePoints",
             }
         ],
     }
+
+
+def _artifact(result: PipelineResult) -> dict[str, Any]:
+    artifact: dict[str, Any] = {"location": {"uri": result.uri}}
+    return artifact if result.page is None else {**artifact, "description": {"text": result.page}}
+
+
+def _results(result: PipelineResult, index: int, rules: Sequence[str]) -> Iterator[dict[str, Any]]:
+    numbers: dict[str, int] = {}
+    for finding in result.findings:
+        number = numbers[finding.code] = numbers.get(finding.code, 0) + 1
+        identity = f"{finding.code}:{result.uri}:{number}"
+        yield {
+            "ruleId": finding.code,
+            "ruleIndex": rules.index(finding.code),
+            "level": _LEVELS[finding.severity],
+            "message": {"text": printable(finding.message) + (f" {printable(finding.fix)}" if finding.fix else "")},
+            "locations": [
+                {
+                    "physicalLocation": {
+                        "artifactLocation": {"uri": result.uri, "index": index},
+                        "region": {"startLine": 1},
+                    },
+                    "logicalLocations": [
+                        {"fullyQualifiedName": printable(name), "kind": "member"} for name in finding.tensors[:20]
+                    ],
+                }
+            ],
+            # Without them a service tells results apart by their text, in which counts change. GitHub goes by the second
+            # alone, and would make it of the weights' first line.
+            "partialFingerprints": {
+                "adaptertool/v1": identity,
+                "primaryLocationLineHash": f"{sha256(identity.encode()).hexdigest()[:16]}:1",
+            },
+            "properties": {"count": finding.count},
+        }
 
 
 def _rule(code: Code) -> dict[str, Any]:
@@ -94,6 +105,9 @@ def _rule(code: Code) -> dict[str, Any]:
         "name": "".join(part.capitalize() for part in code.name.split("-")),
         "shortDescription": {"text": code.meaning},
         "fullDescription": {"text": f"{code.meaning} {code.why}"},
-        "help": {"text": f"{code.remedy}\n{code.example}"},
+        "help": {
+            "text": f"{code.remedy}\n{code.example}",
+            "markdown": f"{code.remedy}\n\n```bash\n{code.example}\n```\n",
+        },
         "defaultConfiguration": {"level": _LEVELS[code.severity]},
     }

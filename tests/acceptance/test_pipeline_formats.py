@@ -33,6 +33,8 @@ COMMANDS = {
     "check-merge, no base": ["check-merge", "fixtures/beft-llama", "--base", "gone"],
     "check-merge, a broken config": ["check-merge", "broken", "--base", "fixtures/base-llama"],
     "check-merge, usage": ["check-merge", "fixtures/beft-llama", "--dtype", "int8"],
+    "check-merge, usage that the parser finds": ["check-merge", "fixtures/beft-llama", "--threshold", "x"],
+    "check-merge, several options for one": ["check-merge", "odd", "beft", "--revision", "x"],
     "check-merge, several": [
         "check-merge",
         "-r",
@@ -46,6 +48,8 @@ COMMANDS = {
     "inspect, none": ["inspect", "fixtures/lora-llama"],
     "inspect, odd names": ["inspect", "odd"],
     "inspect, no such adapter": ["inspect", "gone"],
+    "inspect, no such option": ["inspect", "odd", "--colour"],
+    "inspect, no such folder": ["inspect", "-r", "gone"],
     "inspect, broken ones": ["inspect", "-r", "fixtures/broken", "--verify", "none"],
 }
 """By what they show: every verdict, every kind of failure, names that want escaping."""
@@ -178,6 +182,41 @@ def test_github_annotations_are_commands(arguments: list[str], capsys: pytest.Ca
     assert "\u202e" not in out
     if code:
         assert "error" in levels or (arguments[0] == "inspect" and "warning" in levels) or "--threshold" in arguments
+
+
+def test_of_many_checkpoints_the_first_annotation_counts_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GitHub shows the first ten errors of a step."""
+    _, out = printed(COMMANDS["check-merge, several"], "github", capsys)
+    assert out.splitlines()[0] == (
+        "::error title=adaptertool check-merge::3 checkpoints: 1 with the answer no, 2 that could not be decided"
+    )
+    _, out = printed(["inspect", "beft", "odd"], "github", capsys)
+    assert out.splitlines()[0] == "::notice title=adaptertool inspect::2 checkpoints: 2 fine"
+
+
+def test_the_way_out_is_in_every_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for form in ("github", "sarif", "junit", "json", "text"):
+        _, out = printed(COMMANDS["check-merge, blocked"], form, capsys)
+        assert "attention_bias: true" in out
+        assert "model.layers.#.self_attn.{k_proj,o_proj,q_proj}" in out
+
+
+def test_an_alert_stays_the_same_while_counts_and_commits_change(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GitHub matches alerts of two runs by the one fingerprint that it knows, and by path."""
+
+    def identities(adapter: str) -> list[Any]:
+        document = json.loads(printed(["check-merge", adapter, "--base", "fixtures/base-llama"], "sarif", capsys)[1])
+        return [result["partialFingerprints"] for result in document["runs"][0]["results"]]
+
+    before = identities("beft")
+    folder = place / "beft"
+    tensors = load_file(folder / WEIGHTS)
+    save_file(dict([*tensors.items()][:1]), folder / WEIGHTS, {"format": "pt"})
+    (after, *_) = identities("beft")
+    assert before == [after]
+    assert re.fullmatch("[0-9a-f]{16}:1", after["primaryLocationLineHash"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from adaptertool.report.github import github_annotations
 from adaptertool.report.junit import junit_xml
 from adaptertool.report.merge_json import merge_document
 from adaptertool.report.merge_text import merge_text
-from adaptertool.report.pipeline import PipelineResult, artifact_uri, merge_result
+from adaptertool.report.pipeline import PipelineResult, artifact_uri, merge_result, page_of
 from adaptertool.report.sarif import sarif_document
 
 if TYPE_CHECKING:
@@ -114,11 +114,12 @@ def test_json_never_holds_nan(tmp_path: Path, base_of: Callable[[str], Path], be
 
 def test_github_annotations_are_workflow_commands(large: MergeReport) -> None:
     lines = github_annotations([merge_result(large)]).splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["::error", "::warning", "::error", "::notice"]
+    assert [line.split(" ")[0] for line in lines] == ["::notice", "::error", "::warning", "::error"]
+    assert "not-mergeable: 300 of 500 layers can't be merged into" in lines[0]
     # Of these the log shows what they stand for; in a title a colon or comma would end it.
-    assert lines[0].startswith("::error title=ADP201 no-bias-to-merge-into")
-    assert lines[0].endswith("::300 layers: 100%25 have no bias,%0Anone%0AServe it: unmerged")
-    assert "could not find out" in lines[2]
+    assert lines[1].startswith("::error title=ADP201 no-bias-to-merge-into")
+    assert lines[1].endswith("::300 layers: 100%25 have no bias,%0Anone%0AServe it: unmerged")
+    assert "could not find out" in lines[3]
     assert all("\x1b" not in line for line in lines)
 
 
@@ -185,9 +186,18 @@ def test_every_code_can_be_a_sarif_rule() -> None:
 
 def test_where_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert artifact_uri("my adapter", "local", None, "w.safetensors") == "my%20adapter/w.safetensors"
-    assert artifact_uri("/elsewhere/x", "local", None, "w.safetensors") == "file:///elsewhere/x/w.safetensors"
-    assert artifact_uri("org/name/sub", "hub", "abc", "w") == "https://huggingface.co/org/name/blob/abc/sub/w"
+    assert artifact_uri("my adapter", "local", "w.safetensors") == "my%20adapter/w.safetensors"
+    assert artifact_uri("/elsewhere/x", "local", "w.safetensors") == "file:///elsewhere/x/w.safetensors"
+    # Code scanning refuses a document with a URI of another scheme than `file`.
+    assert artifact_uri("org/name/sub", "hub", "w") == "huggingface.co/org/name/sub/w"
+    assert page_of("org/name/sub", "hub", "abc", "w") == "https://huggingface.co/org/name/blob/abc/sub/w"
+    assert page_of("x", "local", None, "w") is None
+    # Services take paths as relative to the repository, wherever in it the step ran.
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.chdir(tmp_path / "jobs")
+    assert artifact_uri("../x", "local", "w.safetensors") == "x/w.safetensors"
+    assert artifact_uri("x", "local", "w.safetensors") == "jobs/x/w.safetensors"
 
 
 def test_a_clean_report_in_every_format(base_of: Callable[[str], Path], beft_of: Callable[[str], Path]) -> None:
