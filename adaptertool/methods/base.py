@@ -50,7 +50,16 @@ Source: `_pre_injection_hook` and `update_layer` of VeRA, PVeRA, RandLoRA and FR
 
 
 class CannotDrawError(Exception):
-    """The config can't draw what the file stores; the message says why, in a sentence."""
+    """The config can't draw what the file stores, or what was taken out of it.
+
+    Args:
+        reason: Why, in a sentence.
+        hint: What to do about it, where something can be done.
+    """
+
+    def __init__(self, reason: str, hint: str | None = None) -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class Values(Protocol):
@@ -171,7 +180,7 @@ class Projections(Protocol):
             The basis, and the dtype that PEFT stores it in.
 
         Raises:
-            CannotDrawError: config, file and base do not decide it; its second argument says what to do.
+            CannotDrawError: config, file and base do not decide it; its hint says what to do.
         """
 
     def shapes_for(self, config: AdapterConfig, layers: Iterable[tuple[int, int]]) -> Mapping[str, tuple[int, ...]]:

@@ -140,7 +140,7 @@ def shapes_by_the_base(
             return False, None
         due = rule.shapes_for(adapter.config, layer_shapes(adapter, rule, model))
     except CannotDrawError as error:
-        return False, str(error.args[0]) if base is not None else None
+        return False, str(error) if base is not None else None
     except AdapterToolError:
         if base is not None:
             raise

@@ -117,8 +117,7 @@ def restore(
         tensors += brought_back(adapter, missing, base, token) if missing else []
     except CannotDrawError as error:
         read_whole(adapter, progress)  # what is refused must be what the file says
-        hint = error.args[1] if len(error.args) > 1 else None
-        return replace(result, action="refused", reason=str(error.args[0]), hint=hint)
+        return replace(result, action="refused", reason=str(error), hint=error.hint)
     read_whole(adapter, progress)
     gone = (METADATA_KEY, BASE_COPIES_KEY, SHARED_COPIES_KEY)
     metadata = {key: value for key, value in (adapter.weights.metadata or {"format": "pt"}).items() if key not in gone}

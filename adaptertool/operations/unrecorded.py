@@ -30,7 +30,7 @@ def recipe_without_fingerprint(
         token: Access token for the Hub.
 
     Raises:
-        CannotDrawError: something is missing that would have to be guessed; its second argument says how to name it.
+        CannotDrawError: something is missing that would have to be guessed; its hint says how to name it.
     """
     if for_torch is None and rule.depends_on_torch(adapter.config):
         raise CannotDrawError(
