@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.errors import NotFoundError, UsageError
 
@@ -50,26 +51,36 @@ def open_target(
 
     Raises:
         NotFoundError: nothing is there.
+        PermissionDeniedError, UnsupportedError: as the operating system says of the path.
         UsageError: a revision is named twice, or for a local path.
     """
     text = str(target)
     if not text:
         raise UsageError("the target is empty", hint="Name a folder, a weights file or a Hub repo.")
+    try:
+        local = None if text.startswith("hf://") else _local_target(text, revision, subfolder)
+    except OSError as error:  # a folder on the way that may not be entered, or a name that is too long
+        raise os_error(error, error.filename or text) from error
+    return local or _hub_target(text, revision, subfolder, token, single_names=single_names)
+
+
+def _local_target(text: str, revision: str | None, subfolder: str | None) -> Target | None:
+    """The folder or the weights file of that path; None where there is none."""
     path = Path(text)
-    if not text.startswith("hf://") and path.exists():
-        if revision is not None:
-            raise UsageError(f"--revision is for a Hub repo, and {text} is a local path")
-        if path.is_dir():
-            folder = path / subfolder if subfolder else path
-            if not folder.is_dir():
-                raise NotFoundError(f"{folder} does not exist", hint="Check --subfolder for a typo.")
-            return Target(LocalFolder(folder))
-        if path.suffix not in WEIGHTS_SUFFIXES:
-            raise UsageError(
-                f"{text} is neither a folder nor a weights file", hint="Name a folder, or a .safetensors or .bin file."
-            )
-        return Target(LocalFolder(path.parent), weights=path.name)
-    return _hub_target(text, revision, subfolder, token, single_names=single_names)
+    if not path.exists():
+        return None
+    if revision is not None:
+        raise UsageError(f"--revision is for a Hub repo, and {text} is a local path")
+    if path.is_dir():
+        folder = path / subfolder if subfolder else path
+        if not folder.is_dir():
+            raise NotFoundError(f"{folder} does not exist", hint="Check --subfolder for a typo.")
+        return Target(LocalFolder(folder))
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise UsageError(
+            f"{text} is neither a folder nor a weights file", hint="Name a folder, or a .safetensors or .bin file."
+        )
+    return Target(LocalFolder(path.parent), weights=path.name)
 
 
 def _hub_target(

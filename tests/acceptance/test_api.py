@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import pickle
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import adaptertool
+from adaptertool.checkpoint.writing.writer import Change, write_changes
 from adaptertool.errors import AdapterToolError
 from adaptertool.operations.result import Result
-from tests.checkpoints import CONFIG, FIXTURES, change_config, copy_of
+from tests.checkpoints import CONFIG, FIXTURES, WEIGHTS, change_config, copy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,3 +152,24 @@ def test_values_that_make_no_sense() -> None:
     for jobs in (0, -1):
         with pytest.raises(adaptertool.AdapterToolError, match="jobs"):
             adaptertool.each(adaptertool.inspect, [folder], jobs=jobs)
+
+
+def test_what_the_operating_system_says_of_a_path_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that no file can have; for whoever is not root, a folder that may not be entered is alike."""
+    long = tmp_path / ("x" * 300)
+    for call in (
+        lambda: adaptertool.inspect(long),
+        lambda: adaptertool.slim(long, dry_run=True),
+        lambda: adaptertool.check_merge(BEFT, long),
+        lambda: adaptertool.slim(RANDLORA, output=long, for_torch="2.13"),
+    ):
+        with pytest.raises(adaptertool.AdapterToolError, match="File name too long"):
+            call()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with (
+        pytest.raises(adaptertool.AdapterToolError, match="File name too long"),
+        write_changes(Change(None, WEIGHTS, "{}", config_first=True)),
+    ):
+        pass

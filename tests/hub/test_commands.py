@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,6 +83,29 @@ def test_slim_writes_what_it_writes_for_the_download(
     code, document = run(capsys, "slim", "org/name", "-o", str(tmp_path / "there"))
     assert (code, document["action"]) == (0, "stripped")
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
+def test_all_that_is_written_is_flushed(
+    hub: HubServer,
+    repo: dict[str, bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Files and the folders that name them, before the rename that puts them in their place."""
+    flushed: set[int] = set()
+    flush = os.fsync
+
+    def noted(handle: int) -> None:
+        flushed.add(os.fstat(handle).st_ino)
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    output = tmp_path / "out"
+    assert run(capsys, "slim", "org/name", "-o", str(output))[0] == 0
+    written = [output, *output.rglob("*")]
+    assert output / "runs" in written
+    assert [path for path in written if path.stat().st_ino not in flushed] == []
 
 
 def test_push_opens_a_pull_request_with_the_files_that_slim_writes(

@@ -33,13 +33,14 @@ def check_output(adapter: Adapter, output: Path, *, force: bool, in_tree: bool =
 
     Raises:
         UsageError: it is the source, a file, or holds something and `force` is not given.
+        PermissionDeniedError, UnsupportedError: as the operating system says of the path.
     """
     folder = adapter.folder
-    if isinstance(folder, LocalFolder) and output.exists() and output.samefile(folder.path):
-        raise UsageError(f"{output} is the checkpoint itself", hint="Use --in-place to change it where it is.")
-    if output.is_symlink() and not output.exists():
-        raise UsageError(f"{output} is a symlink that leads nowhere")
     try:
+        if isinstance(folder, LocalFolder) and output.exists() and output.samefile(folder.path):
+            raise UsageError(f"{output} is the checkpoint itself", hint="Use --in-place to change it where it is.")
+        if output.is_symlink() and not output.exists():
+            raise UsageError(f"{output} is a symlink that leads nowhere")
         if output.exists() and not output.is_dir():
             raise UsageError(f"{output} exists and is no folder")
         if output.is_dir() and not force and (is_checkpoint(output) if in_tree else occupied(output)):

@@ -42,7 +42,7 @@ from adaptertool.checkpoint.writing.staging import (
     staging,
     sync_folder,
 )
-from adaptertool.errors import CorruptError, UsageError
+from adaptertool.errors import CorruptError, PermissionDeniedError, UsageError
 from adaptertool.signals import uninterrupted
 
 if TYPE_CHECKING:
@@ -177,11 +177,17 @@ def write_changes(change: Change, progress: Progressed = lambda _: None) -> Iter
     Raises:
         AdapterToolError: what reading and writing raise.
     """
-    place = Path(tempfile.gettempdir())
+    try:
+        place = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise PermissionDeniedError(
+            "there is no folder for temporary files that can be written to", hint="Name one in TMPDIR."
+        ) from error
     clear(place)
-    with staging(place, "push") as staged:
+    with contextlib.ExitStack() as stack:
         files = {}
         with os_errors(place):
+            staged = stack.enter_context(staging(place, "push"))
             if change.config_text is not None:
                 files[CONFIG_NAME] = staged / CONFIG_NAME
                 _write_text(files[CONFIG_NAME], change.config_text)
@@ -234,19 +240,21 @@ def _like(source: Folder, name: str, copy: Path) -> None:
 
 
 def _fetch_others(source: Folder, skip: Collection[str], new: Path, *, in_tree: bool) -> None:
+    """Write the other files of a repo into a folder that exists, and flush them and the folders below it."""
     names = source.walk()
     others = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in MARKS} if in_tree else set()
     for name in names:
         if name in skip or others & {*PurePosixPath(name).parents} - {PurePosixPath()}:
             continue
-        file = source.open(name)
         (new / name).parent.mkdir(parents=True, exist_ok=True)
-        with (new / name).open("xb") as copy:
+        with contextlib.closing(source.open(name)) as file, (new / name).open("xb") as copy:
             for piece in file.stream(0, file.size):
                 copy.write(piece)
             copy.flush()
             os.fsync(copy.fileno())
-        file.close()
+    for folder, below, _ in os.walk(new):
+        for name in below:
+            sync_folder(Path(folder, name))
 
 
 def _write_text(path: Path, text: str) -> None:
