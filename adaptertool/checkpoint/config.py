@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -129,6 +130,9 @@ class AdapterConfig:
         return body + comma + entry + gap + self.text[close:]
 
 
+_MOST_DIGITS = 9
+
+
 def version_numbers(version: str | None) -> tuple[int, ...]:
     """Those of a version of PEFT such as `0.21.2` or `0.22.0.dev0`, to be compared; empty where there is none.
 
@@ -136,9 +140,6 @@ def version_numbers(version: str | None) -> tuple[int, ...]:
     """
     parts = (version or "").split(".")[:3]
     return tuple(int(part) for part in parts if part.isdecimal() and len(part) < _MOST_DIGITS)
-
-
-_MOST_DIGITS = 9
 
 
 def read_config(folder: Folder) -> AdapterConfig:
@@ -157,10 +158,10 @@ def read_config(folder: Folder) -> AdapterConfig:
         ) from error
     except CorruptError as error:
         raise CorruptError(error.message, code="ADP304", hint=error.hint or _RESTORE) from error
-    if file.size > MAX_CONFIG_BYTES:
-        raise CorruptError(f"{name} is no config: it is {file.size} bytes long", code="ADP304")
-    content = file.read(0, file.size)
-    file.close()
+    with contextlib.closing(file):
+        if file.size > MAX_CONFIG_BYTES:
+            raise CorruptError(f"{name} is no config: it is {file.size} bytes long", code="ADP304")
+        content = file.read(0, file.size)
     try:
         text = content.decode("utf-8")
         fields = json.loads(text)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from adaptertool.checkpoint.weights import Weights
 
-# dtype -> (bytes an element, values of the high byte that can belong to NaN or infinity, mask and least value of the byte
-# below it that make it so; None where the high byte decides alone).
+# dtype -> (bytes an element, values of the high byte that can belong to NaN or infinity, least value of the byte below it
+# that makes it so; None where the high byte decides alone).
 _EXPONENTS: dict[str, tuple[int, bytes, int | None]] = {
     "F64": (8, b"\x7f\xff", 0xF0),
     "F32": (4, b"\x7f\xff", 0x80),

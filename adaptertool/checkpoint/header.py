@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from adaptertool.checkpoint.bytes import fetch_the_file
+from adaptertool.checkpoint.bytes import refuse_placeholder
 from adaptertool.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -107,18 +107,10 @@ def read_header(file: Bytes) -> Header:
     Raises:
         CorruptError: a rule of the format is broken. ADP303 where the file is empty, a git-LFS pointer, or holds no tensors.
     """
-    if file.size == 0:
-        raise CorruptError(f"{file.name} is empty", code="ADP303", hint="Download or save the weights again.")
-    head = file.read(0, min(8, file.size))
-    if head == b"version ":
-        raise CorruptError(
-            f"{file.name} is a git-LFS pointer, not the weights themselves",
-            code="ADP303",
-            hint=fetch_the_file(file),
-        )
-    if len(head) < 8:
+    refuse_placeholder(file)
+    if file.size < 8:
         raise CorruptError(f"{file.name} is too short for a safetensors header ({file.size} bytes)", hint=_AGAIN)
-    length = int.from_bytes(head, "little")
+    length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise CorruptError(
             f"{file.name} is no safetensors file: its header would be {length} bytes long, beyond the format's cap of "

@@ -12,7 +12,7 @@ import zipfile
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertool.checkpoint.bytes import CHUNK, fetch_the_file, os_error
+from adaptertool.checkpoint.bytes import CHUNK, os_error, refuse_placeholder
 from adaptertool.checkpoint.header import TensorInfo
 from adaptertool.errors import CorruptError, UnsupportedError
 
@@ -24,6 +24,24 @@ if TYPE_CHECKING:
     import torch
 
     from adaptertool.checkpoint.bytes import Bytes
+
+
+_DTYPES: Mapping[str, str] = {
+    "torch.bool": "BOOL",
+    "torch.uint8": "U8",
+    "torch.int8": "I8",
+    "torch.int16": "I16",
+    "torch.int32": "I32",
+    "torch.int64": "I64",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float32": "F32",
+    "torch.float64": "F64",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.complex64": "C64",
+}
+"""torch's names of dtypes -> safetensors'."""
 
 
 class PickleWeights:
@@ -44,42 +62,12 @@ class PickleWeights:
             CorruptError: it is no such file.
         """
         self.file = file
-        if file.size == 0:
-            raise CorruptError(f"{path} is empty", code="ADP303", hint="Download or save the weights again.")
-        if file.read(0, min(8, file.size)) == b"version ":
-            raise CorruptError(
-                f"{path} is a git-LFS pointer, not the weights themselves",
-                code="ADP303",
-                hint=fetch_the_file(file),
-            )
-        state = _load_pickle(path)
-        self._tensors: dict[str, torch.Tensor] = {}
-        self.tensors: Mapping[str, TensorInfo] = {}
-        infos: dict[str, TensorInfo] = {}
-        self._owners: dict[str, str] = {}
-        owner_of: dict[tuple[Any, ...], str] = {}
-        end = 0
-        for name, tensor in state.items():
-            dtype = _torch_dtype_names().get(str(tensor.dtype))
-            if dtype is None or tensor.layout != _strided():
-                raise UnsupportedError(f"tensor {name!r} of {path} is {tensor.dtype}, {tensor.layout}: no dense tensor")
-            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise UnsupportedError(f"tensor {name!r} of {path} repeats its elements: it is a view, not a tensor")
-            # Names that share one storage are one tensor on disk; torch.save writes it once.
-            identity = (
-                tensor.untyped_storage().data_ptr(),
-                tensor.storage_offset(),
-                tuple(tensor.shape),
-                tensor.stride(),
-            )
-            self._owners[name] = owner_of.setdefault((identity, tensor.dtype), name) if tensor.numel() else name
-            self._tensors[name] = tensor
-            nbytes = tensor.numel() * tensor.element_size()
-            infos[name] = TensorInfo(name, dtype, tuple(tensor.shape), end, nbytes)
-            end += nbytes
-        if not infos:
+        refuse_placeholder(file)
+        self._tensors = _load_pickle(path)
+        if not self._tensors:
             raise CorruptError(f"{path} holds no tensors", code="ADP303", hint="Save the adapter again.")
-        self.tensors = infos
+        self.tensors: Mapping[str, TensorInfo] = _described(self._tensors, path)
+        self._owners = _owners(self._tensors)
         self._mapped_at = _mapped_at(path, self._tensors.values())
 
     @property
@@ -163,6 +151,37 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def _described(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, TensorInfo]:
+    """As a header would describe them, one after the other.
+
+    Raises:
+        UnsupportedError: one of them is no tensor that safetensors could hold.
+    """
+    infos: dict[str, TensorInfo] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        dtype = _DTYPES.get(str(tensor.dtype))
+        if dtype is None or str(tensor.layout) != "torch.strided":
+            raise UnsupportedError(f"tensor {name!r} of {path} is {tensor.dtype}, {tensor.layout}: no dense tensor")
+        nbytes = tensor.numel() * tensor.element_size()
+        if nbytes > tensor.untyped_storage().nbytes():
+            raise UnsupportedError(f"tensor {name!r} of {path} repeats its elements: it is a view, not a tensor")
+        infos[name] = TensorInfo(name, dtype, tuple(tensor.shape), end, nbytes)
+        end += nbytes
+    return infos
+
+
+def _owners(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """For each name the first one of the same elements: such names are one tensor on disk, which torch.save writes once."""
+    first: dict[tuple[Any, ...], str] = {}
+    owners = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+        same = (*place, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        owners[name] = first.setdefault(same, name) if tensor.numel() else name
+    return owners
+
+
 def _mapped_at(path: Path, tensors: Iterable[torch.Tensor]) -> int | None:
     """The address at which torch has mapped the file, so that its bytes can be read by plain reads instead.
 
@@ -238,27 +257,3 @@ def _refuse_compression(path: Path) -> None:
             f"{path} is a compressed archive, which torch.save does not write",
             hint="Convert it to safetensors in an environment that you trust.",
         )
-
-
-def _torch_dtype_names() -> dict[str, str]:
-    return {
-        "torch.bool": "BOOL",
-        "torch.uint8": "U8",
-        "torch.int8": "I8",
-        "torch.int16": "I16",
-        "torch.int32": "I32",
-        "torch.int64": "I64",
-        "torch.float16": "F16",
-        "torch.bfloat16": "BF16",
-        "torch.float32": "F32",
-        "torch.float64": "F64",
-        "torch.float8_e4m3fn": "F8_E4M3",
-        "torch.float8_e5m2": "F8_E5M2",
-        "torch.complex64": "C64",
-    }
-
-
-def _strided() -> torch.layout:
-    import torch
-
-    return torch.strided
