@@ -5,6 +5,7 @@ patience  how often a step is tried, and how long it may take
 addresses what of an address may be followed, and shown
 client    one request: redirects, where the token goes, time limits
 refusals  what a refusal of the Hub means, as an error with a hint
+entry     one file as the Hub names it: length and hash
 tree      the files of a repo at one commit, as the Hub lists them
 digests   what the hashes prove that a server names
 heads     what the heads of answers say of a file, each held against what is known of it

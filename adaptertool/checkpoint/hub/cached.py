@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.bytes import CHUNK, LocalBytes, os_error
 from adaptertool.checkpoint.folder import LocalFolder
-from adaptertool.checkpoint.hub.digests import SHA1, SHA256, SMALL
-from adaptertool.checkpoint.hub.tree import HubFile
+from adaptertool.checkpoint.hub.digests import SMALL
+from adaptertool.checkpoint.hub.entry import SHA1, SHA256, HubFile
 from adaptertool.errors import CorruptError
 
 if TYPE_CHECKING:

@@ -14,51 +14,20 @@ ggerganov/whisper.cpp, nvidia/OpenMathInstruct-2 and dulimov's Qwen3-1.7B for rk
 
 from __future__ import annotations
 
-import hashlib
-import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.checkpoint.hub.entry import SHA256
 from adaptertool.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from adaptertool.checkpoint.hub.tree import HubFile
+    from adaptertool.checkpoint.hub.entry import HubFile
 
 SMALL = 16 << 20
 """Bytes up to which a file that is not in large file storage is read as a whole; the Hub allows 10 MiB in git."""
-
-SHA1 = re.compile(r"[0-9a-f]{40}")
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def hashes(pieces: Iterable[bytes | memoryview], size: int) -> frozenset[str]:
-    """The hashes that a server may name for a content: git's, the plain SHA-1, and the SHA-256.
-
-    Args:
-        pieces: The content.
-        size: Its length in bytes.
-    """
-    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    running = (git, hashlib.sha1(usedforsecurity=False), hashlib.sha256())
-    for piece in pieces:
-        for one in running:
-            one.update(piece)
-    return frozenset(one.hexdigest() for one in running)
-
-
-def pointer_hash(sha256: str, size: int) -> str:
-    """Git's hash of the git-LFS pointer to a content.
-
-    Args:
-        sha256: Of the content.
-        size: Its length in bytes.
-    """
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from adaptertool.checkpoint.bytes import CHUNK, two_readings
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.ahead import FIRST_SEGMENT, ReadAhead
-from adaptertool.checkpoint.hub.digests import SMALL, Reading, hashes, other_content
+from adaptertool.checkpoint.hub.digests import SMALL, Reading, other_content
+from adaptertool.checkpoint.hub.entry import COMMIT, HubFile, hashes
 from adaptertool.checkpoint.hub.heads import Heads
 from adaptertool.checkpoint.hub.patience import STEP, Patience, TransientError
-from adaptertool.checkpoint.hub.tree import COMMIT, HubFile
 from adaptertool.errors import CorruptError, NetworkError
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from adaptertool.checkpoint.hub.addresses import shown
 from adaptertool.checkpoint.hub.cached import CachedBytes, CachedFolder
 from adaptertool.checkpoint.hub.client import HubClient
 from adaptertool.checkpoint.hub.digests import SMALL, Digests
+from adaptertool.checkpoint.hub.entry import COMMIT, HubFile
 from adaptertool.checkpoint.hub.file import HubBytes
 from adaptertool.checkpoint.hub.refusals import BadRequestError, RepoNotFoundError, Subject
 from adaptertool.checkpoint.hub.session import cached_commit, repo_cache
-from adaptertool.checkpoint.hub.tree import COMMIT, HubFile, not_a_hub, read_siblings, read_tree
+from adaptertool.checkpoint.hub.tree import not_a_hub, read_siblings, read_tree
 from adaptertool.errors import (
     GatedError,
     NetworkError,

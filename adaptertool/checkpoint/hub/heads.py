@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.hub.addresses import origin
 from adaptertool.checkpoint.hub.client import content_length
-from adaptertool.checkpoint.hub.digests import SHA1, SHA256
+from adaptertool.checkpoint.hub.entry import SHA1, SHA256, HubFile
 from adaptertool.checkpoint.hub.numbers import whole_number
-from adaptertool.checkpoint.hub.tree import HubFile
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.hub.client import Answer, HubClient

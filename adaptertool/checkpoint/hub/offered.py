@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from adaptertool.checkpoint.hub.tree import HubFile
+    from adaptertool.checkpoint.hub.entry import HubFile
 
 
 MAX_PAGES = 20

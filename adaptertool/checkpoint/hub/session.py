@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.checkpoint.hub.tree import COMMIT
+from adaptertool.checkpoint.hub.entry import COMMIT
 from adaptertool.errors import NetworkError, UnauthorizedError
 
 if TYPE_CHECKING:

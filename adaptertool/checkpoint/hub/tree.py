@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from adaptertool.checkpoint.hub.addresses import origin
-from adaptertool.checkpoint.hub.digests import SHA1, SHA256, hashes, pointer_hash
+from adaptertool.checkpoint.hub.entry import SHA1, SHA256, HubFile, hashes, pointer_hash
 from adaptertool.checkpoint.hub.numbers import LARGEST
 from adaptertool.checkpoint.hub.refusals import Subject
 from adaptertool.errors import AdapterToolError, NetworkError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from adaptertool.checkpoint.hub.client import HubClient
 
 MAX_PAGES = 50
 """Pages of the tree that are read: the Hub puts 1,000 entries on one."""
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
-"""A commit's full id."""
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a repo at one commit.
-
-    Attributes:
-        size: Length in bytes, of the content and not of a git-LFS pointer.
-        sha256: Of the content, for files in large file storage; None otherwise.
-        blob_id: For all other files the hash of 40 digits that is named for them; see `digests`. None where none is.
-        oid_proven: Whether that of the tree is known, without the file, to be a hash of what git holds.
-    """
-
-    size: int
-    sha256: str | None = None
-    blob_id: str | None = None
-    oid_proven: bool = False
-
-    def is_content(self, pieces: Iterable[bytes]) -> bool | None:
-        """Whether the digest is that of these pieces together; None where no digest is known."""
-        if self.sha256 is None:
-            return None if self.blob_id is None else self.blob_id in hashes(pieces, self.size)
-        running = hashlib.sha256()
-        for piece in pieces:
-            running.update(piece)
-        return running.hexdigest() == self.sha256
 
 
 def read_tree(
