@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ from adaptertool.merge.adapter.adapted import adapted_layers
 from adaptertool.methods import method_of
 from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
 from adaptertool.methods.biases import lost_biases, words_about
-from adaptertool.operations.projections import ProjectionReport, examine, findings_about, rule_for
+from adaptertool.operations.projection_findings import findings_about
+from adaptertool.operations.projections import ProjectionReport, examine, rule_for
 from adaptertool.operations.result import Result
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.loader import loader_for, parse_version, torch_is_installed

@@ -1,13 +1,11 @@
-"""The projections of one adapter: how many, whether they can be drawn again, and what follows for the user."""
+"""The projections of one adapter: how many, and whether they can be drawn again."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.findings import Finding
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.progress import SILENT, Progress
 from adaptertool.projection.fingerprint import Fingerprint
@@ -325,100 +323,3 @@ def _examine_absent(
     if why_not is not None and known.concluded:
         why_not = why_not_reproduced(fingerprint, basis, asked(), whole=False)
     return replace(report, verification=level, reason=why_not)
-
-
-def findings_about(report: ProjectionReport, adapter: Adapter, rule: Projections) -> list[Finding]:
-    """What follows for the user from a report."""
-    where = adapter.folder.address
-    names = tuple(name for one in report.tensors for name in one.tensors)
-    copies = tuple(name for one in report.tensors for name in one.copies)
-    slim = f"adaptertool slim {shlex.quote(where)} -o DIR"
-    stripped = proving_slim(adapter) if report.borrowed_perhaps else slim
-    found: list[Finding] = []
-
-    def find(code: str, message: str, tensors: tuple[str, ...], size: int | None, fix: str | None) -> None:
-        found.append(Finding(code, message, tensors, len(tensors), size, fix))
-
-    if not report.stored:
-        return _findings_about_absent(report, where, adapter, rule)
-    if report.verdict == "regenerable":
-        find(
-            "ADP101",
-            "PEFT draws the stored projections again from the seed, bit for bit.",
-            names,
-            report.bytes,
-            stripped,
-        )
-    if report.verdict == "regenerable-elsewhere":
-        find("ADP103", f"{_sentence(report.reason)}", names, report.bytes, f"{slim} --keep-one-copy")
-    if report.verdict == "not-regenerable" and not rule.trained:
-        fix = f"{slim} --keep-one-copy" if copies else None
-        find("ADP104", f"{_sentence(report.reason)} Keep them.", names, report.bytes, fix)
-    if report.verdict == "copies-differ":
-        which = "They were trained: keep them all" if rule.trained else f"PEFT loads {report.tensors[0].canonical}"
-        fix = None if rule.trained else f"{slim} --keep-one-copy --force"
-        find("ADP105", f"{_sentence(report.reason)} {which}.", names, None, fix)
-    elif copies and adapter.weights.format == "safetensors":
-        size = report.bytes - report.one_copy_bytes
-        are = "tensor is a further copy" if len(copies) == 1 else "tensors are further copies"
-        message = f"{len(copies):,} {are} of what the layers share; PEFT loads one of each."
-        find("ADP102", message, copies, size, f"{slim} --keep-one-copy")
-    if not report.flag:
-        same = report.verdict == "regenerable"
-        message = f"{rule.flag} is false, so PEFT ignores the stored projections and draws " + (
-            "the same ones." if same else "them from the seed." if report.verdict == "unverified" else "other ones."
-        )
-        find(
-            "ADP106",
-            message,
-            names,
-            report.bytes,
-            stripped if same else f"adaptertool restore {shlex.quote(where)} -o DIR",
-        )
-    return found
-
-
-def proving_slim(adapter: Adapter) -> str:
-    """The command that holds the projections' shapes against the base before it strips them."""
-    base = adapter.config.text_or_none("base_model_name_or_path")
-    return (
-        f"adaptertool slim {shlex.quote(adapter.folder.address)} --base {shlex.quote(base) if base else 'BASE'} -o DIR"
-    )
-
-
-def _findings_about_absent(report: ProjectionReport, where: str, adapter: Adapter, rule: Projections) -> list[Finding]:
-    found = []
-    contradiction = rule.absent_against_flag(adapter.weights.tensors) if report.flag and rule.flag else None
-    if contradiction is not None:
-        message = f"{rule.flag} is true, and the file holds no projections; {contradiction}."
-        found.append(Finding("ADP106", message, fix=f'set "{rule.flag}": false in adapter_config.json'))
-    if report.recipe is not None:
-        if report.verification != "none" and report.reason is not None:
-            found.append(
-                Finding("ADP108", _sentence(report.reason), fix=f"adaptertool restore {shlex.quote(where)} -o DIR")
-            )
-        return found
-    if (otherwise := rule.drawn_otherwise(adapter.config)) is not None:
-        message = (
-            f"The projections are not in the file, and PEFT draws them again when it loads the adapter. {otherwise}."
-        )
-        fix = "compare outputs with ones from the training run, or train the adapter again with save_projection=True"
-        found.append(Finding("ADP107", message, fix=fix))
-    elif report.reason is not None or rule.depends_on_torch(adapter.config):
-        known = _sentence(report.reason) + " " if report.reason else ""
-        key = adapter.config.fields.get("projection_prng_key", 0)
-        message = (
-            f"{known}The projections are drawn again from seed {key} when the adapter is loaded; torch 2.12 or newer draws "
-            "others than torch 2.11 or older, and nothing says which drew those that it was trained with."
-        )
-        fix = f"adaptertool restore {shlex.quote(where)} --for-torch VERSION --base BASE -o DIR"
-        found.append(Finding("ADP107", message, fix=fix))
-    return found
-
-
-def _sentence(text: str | None) -> str:
-    if not text:
-        return ""
-    # A tensor's name stays as it is stored.
-    named = any(mark in text.split(" ", 1)[0] for mark in "._")
-    return (text if named else text[0].upper() + text[1:]) + ("" if text.endswith((".", "!", "?")) else ".")

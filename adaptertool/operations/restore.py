@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.target import open_target
 from adaptertool.checkpoint.weights import PICKLE_WEIGHTS, SAFETENSORS_WEIGHTS
 from adaptertool.checkpoint.writing.serialize import NewTensor, NewWeights, joined, kept
@@ -17,7 +16,8 @@ from adaptertool.methods import known_method_of
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import brought_back, recorded
-from adaptertool.operations.projections import examine, findings_about
+from adaptertool.operations.projection_findings import findings_about
+from adaptertool.operations.projections import examine
 from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, read_whole, unchanged
 from adaptertool.operations.shared_copies import METADATA_KEY as SHARED_COPIES_KEY
@@ -89,9 +89,7 @@ def restore(
             raise UsageError(f"dtype is {dtype!r}", hint=f"One of {', '.join(LOAD_DTYPES)}.")
     place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
-    # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
-    destination.prepare(place.folder)
-    adapter = open_adapter(place)
+    adapter = destination.open(place)
     destination.check(adapter)
     result = replace(unchanged(adapter, "restore"), dry_run=dry_run)
     rule = known_method_of(adapter.config).projections
@@ -108,9 +106,10 @@ def restore(
         drawing = rule if not report.stored and _was_stripped(adapter, missing) else None
     try:
         if drawing is not None:
-            recipe, shapes, digests = _what_to_draw(adapter, drawing, for_torch, base, dtype, token)
+            recipe, shapes, due = _what_to_draw(adapter, drawing, for_torch, base, dtype, token)
             drawing.basis(adapter.config, shapes, recipe.layout)  # PEFT must be able to load what is restored
-            tensors += _drawn(drawing, recipe, shapes, digests)
+            drawn, digests = _drawn(drawing, recipe, shapes, due)
+            tensors += drawn
             hints = [*filter(None, (drawing.pair_alone, _not_as_named(recipe, for_torch)))]
             projections = replace(report, recipe=recipe, fingerprint=digests)
             result = replace(result, projections=projections, hint=" ".join(hints) or None)
@@ -220,9 +219,17 @@ def _not_as_named(recipe: Recipe, for_torch: str | None) -> str | None:
 
 
 def _drawn(
-    rule: Projections, recipe: Recipe, shapes: dict[str, tuple[int, ...]], digests: dict[str, str]
-) -> list[NewTensor]:
-    """Draw the projections, and hold them against their digests where there are any; `digests` gets those that are new."""
+    rule: Projections, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], due: Mapping[str, str]
+) -> tuple[list[NewTensor], dict[str, str]]:
+    """Draw the projections, and hold them against the digests that are due, where there are any.
+
+    Returns:
+        The tensors, and the SHA-256 of each by kind.
+
+    Raises:
+        CannotDrawError: they have other digests, or nothing draws them.
+        UnsupportedError: they would be larger than any model asks for.
+    """
     from adaptertool.projection.dtypes import STORED_NAMES
     from adaptertool.projection.recipe import drawable
     from adaptertool.projection.reproduce import redrawn, too_large
@@ -232,16 +239,17 @@ def _drawn(
         raise UnsupportedError(large)
     if not drawable(basis, recipe.generation):
         raise CannotDrawError(f"no torch draws a {basis.name} basis in {recipe.generated_dtype} like this")
-    tensors = []
+    tensors, digests = [], {}
     for kind, bits, digest in redrawn(basis, recipe):
-        if digests.setdefault(kind, digest) != digest:
+        digests[kind] = digest
+        if due.get(kind, digest) != digest:
             raise CannotDrawError(
-                f"{kind} as the fingerprint's recipe draws it has SHA-256 {digest}, and the fingerprint says {digests[kind]}",
+                f"{kind} as the fingerprint's recipe draws it has SHA-256 {digest}, and the fingerprint says {due[kind]}",
                 "The fingerprint was changed, or written by something else. Restore the file from a backup.",
             )
         name, dtype = rule.canonical_name(kind), STORED_NAMES[basis.fixed.get(kind, recipe.stored_dtype)]
         tensors.append(NewTensor(name, dtype, basis.shapes[kind], bits.nbytes, _stream_of(bits)))
-    return tensors
+    return tensors, digests
 
 
 def _stream_of(bits: NDArray[Any]) -> Callable[[], Iterator[memoryview]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from adaptertool.checkpoint.adapter import open_adapter
 from adaptertool.checkpoint.writing.places import check_in_place, check_output, clear_place
 from adaptertool.checkpoint.writing.writer import Change, replace_in_place, write_changes, write_folder
 from adaptertool.errors import UsageError
@@ -15,7 +16,7 @@ from adaptertool.operations.result import Result
 
 if TYPE_CHECKING:
     from adaptertool.checkpoint.adapter import Adapter
-    from adaptertool.checkpoint.folder import Folder
+    from adaptertool.checkpoint.target import Target
     from adaptertool.findings import Finding
     from adaptertool.operations.base_copies import BaseCopies
     from adaptertool.operations.projections import ProjectionReport
@@ -147,18 +148,21 @@ class Destination:
             if not self.dry_run:
                 check_pushable(adapter.folder)
 
-    def prepare(self, source: Folder) -> None:
-        """Refuse what no look at the source could change, and remove what killed runs left where something is to be written.
+    def open(self, source: Target) -> Adapter:
+        """Open what is to be rewritten, once what killed runs left where something is to be written is gone.
 
         Raises:
             OfflineError: a pull request is asked for in offline mode.
+            AdapterToolError: see `open_adapter`.
         """
-        if self.push and not self.dry_run and source.kind == "hub":
+        if self.push and not self.dry_run and source.folder.kind == "hub":
             from adaptertool.checkpoint.hub.push import check_online
 
-            check_online(source.location)
+            check_online(source.folder.location)
         if not self.dry_run and (self.output is not None or self.in_place):
-            clear_place(source, self.output)
+            # What is left may be a second link to the weights, and taking that away changes their inode.
+            clear_place(source.folder, self.output)
+        return open_adapter(source)
 
     def carry_out(
         self,

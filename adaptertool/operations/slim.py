@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptertool import __version__
-from adaptertool.checkpoint.adapter import check_unchanged, open_adapter
+from adaptertool.checkpoint.adapter import check_unchanged
 from adaptertool.checkpoint.discover import is_checkpoint
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.records import RemovedTensor
@@ -21,15 +21,8 @@ from adaptertool.operations.base_copies import METADATA_KEY as BASE_COPIES_KEY
 from adaptertool.operations.base_copies import compare, finding_about
 from adaptertool.operations.finished import Earlier, finished
 from adaptertool.operations.inspect import describe_target
-from adaptertool.operations.projections import (
-    INSTALL_TORCH,
-    ProjectionReport,
-    examine,
-    findings_about,
-    proving_slim,
-    rule_for,
-    sample_is_cheap,
-)
+from adaptertool.operations.projection_findings import findings_about, proving_slim
+from adaptertool.operations.projections import INSTALL_TORCH, ProjectionReport, examine, rule_for, sample_is_cheap
 from adaptertool.operations.pull_request import TITLES as PULL_REQUEST_TITLES
 from adaptertool.operations.pull_request import pull_request_words
 from adaptertool.operations.rewrite import Destination, Rewrite, read_whole, unchanged
@@ -99,9 +92,7 @@ def slim(
         parse_version(for_torch)
     place = open_target(target, revision=revision, subfolder=subfolder, token=token)
     destination = Destination(Path(output) if output else None, in_place, push, dry_run, force, in_tree)
-    # Before it is opened: what a killed run left may be a second link to the weights, and taking it away changes their inode.
-    destination.prepare(place.folder)
-    adapter = open_adapter(place)
+    adapter = destination.open(place)
     rule = rule_for(adapter, known_method_of(adapter.config))
     earlier = list(_earlier(adapter, destination)) if not force else []
     copies = compare(adapter, base, token, progress) if earlier and base is not None else None
@@ -123,7 +114,8 @@ def slim(
             f"{_one_copy(adapter)} removes the copies; what stays loads as now, after the adapter that they are from."
         )
         return replace(result, hint=hint if copied else KEEP)
-    copies = compare(adapter, base, token, progress) if base is not None else None
+    if base is not None and copies is None:
+        copies = compare(adapter, base, token, progress)
     plan = _plan(
         adapter,
         rule,
@@ -229,7 +221,8 @@ def _plan_projections(
 ) -> _Plan:
     result = unchanged(adapter, "slim")
     if rule is None:
-        reason = f"this {adapter.config.peft_type} adapter stores nothing that could be drawn again, and nothing twice"
+        peft_type = adapter.config.peft_type
+        reason = f"nothing in this {peft_type} adapter could be drawn again, and nothing is known to be there twice"
         return _Plan(replace(result, reason=reason))
     if not rule.stored(adapter.weights.tensors, adapter.config):
         report = examine(adapter, rule, "none", lambda: None)
