@@ -81,7 +81,7 @@ def each(
     Args:
         operation: What to do with each.
         targets: The checkpoints; taken one by one, so that work begins before all are found.
-        jobs: How many are worked on at once; by default one a processor.
+        jobs: How many are worked on at once; by default one a processor, at most `MOST_JOBS`.
         **options: What the operation takes beside its target.
 
     Yields:
@@ -94,7 +94,7 @@ def each(
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs is {jobs}", hint="At least one checkpoint is worked on at a time.")
     # Not in the generator itself, which would raise at the first outcome only.
-    return _outcomes(operation, targets, jobs or os.cpu_count() or 1, options)
+    return _outcomes(operation, targets, jobs or default_jobs(remote=False), options)
 
 
 def _outcomes(

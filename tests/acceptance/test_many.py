@@ -18,7 +18,7 @@ import pytest
 
 import adaptertool
 from adaptertool.checkpoint.discover import Found
-from adaptertool.operations.many import Workers
+from adaptertool.operations.many import MOST_JOBS, Workers
 from tests import contract
 from tests.checkpoints import CANONICAL_B, CONFIG, FIXTURES, WEIGHTS, Spec, copy_of, flip_bit, load, logits, snapshot
 from tests.conftest import Make, Run
@@ -384,6 +384,28 @@ def test_stopping_returns_what_nobody_was_through_with() -> None:
     assert taken[-1] == left[0]
     assert sorted(taken[:-1] + left) == sorted(worked)
     assert len(worked) < 200
+
+
+def test_no_more_at_once_than_a_machine_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a processor would be the memory of as many bases."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    together = threading.Barrier(MOST_JOBS)
+    lock = threading.Lock()
+    running = most = 0
+
+    def work(target: str) -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait(timeout=60)
+        with lock:
+            running -= 1
+        return target
+
+    targets = [str(number) for number in range(4 * MOST_JOBS)]
+    assert sorted(one.target for one in adaptertool.each(work, targets)) == sorted(targets)
+    assert most == MOST_JOBS
 
 
 def test_from_python(runs: Path) -> None:
