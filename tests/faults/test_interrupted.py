@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import cycle
 from pathlib import Path
 
@@ -54,18 +53,12 @@ def test_twice(stored: Make, stepper: Stepper, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_caller_ignores_is_ignored(stored: Make, tmp_path: Path) -> None:
+def test_what_the_caller_ignores_is_ignored(stored: Make) -> None:
     """As under nohup."""
-    command = [sys.executable, "-m", "adaptertool", "inspect", str(stored(SPEC)), "--verify", "none"]
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    time.sleep(0.1)
+    command = [sys.executable, "-c", STARTING, "inspect", str(stored(SPEC)), "--verify", "none"]
+    process = started(["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command])
     process.send_signal(signal.SIGHUP)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(b"go on\n", timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert b"RANDLORA" in out
 
@@ -74,8 +67,19 @@ def test_what_the_caller_ignores_is_ignored(stored: Make, tmp_path: Path) -> Non
 def test_while_it_starts(form: str, stored: Make) -> None:
     """Importing takes most of the time of a short command."""
     command = [sys.executable, "-c", STARTING, "inspect", str(stored(SPEC)), "--verify", "sample", "--format", form]
+    process = started(command)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in (out if form == "json" else err)
+    assert b"Traceback" not in out + err
+
+
+def started(command: list[str]) -> subprocess.Popen[bytes]:
+    """A process that runs `STARTING`, once signals are the program's; it goes on when it is given a line."""
     process = subprocess.Popen(
         command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -83,11 +87,7 @@ def test_while_it_starts(form: str, stored: Make) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"importing\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"interrupted" in (out if form == "json" else err)
-    assert b"Traceback" not in out + err
+    return process
 
 
 STARTING = """
@@ -98,10 +98,9 @@ import importlib.abc
 class Slow(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "typer" and not said:
-            import time
             said.append(name)
             print("importing", flush=True)
-            time.sleep(60)
+            sys.stdin.readline()
         return None
 
 
