@@ -27,13 +27,12 @@ def uninterrupted() -> Iterator[None]:
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     ours = [number for number, handler in before.items() if callable(handler)]
-    for number in ours:
-        signal.signal(number, later)
-        if hasattr(signal, "siginterrupt"):
-            signal.siginterrupt(
-                number, False
-            )  # some file systems let signals break off calls that Python does not repeat
     try:
+        for number in ours:
+            signal.signal(number, later)
+            if hasattr(signal, "siginterrupt"):
+                # Some file systems let signals break off calls that Python does not repeat.
+                signal.siginterrupt(number, False)
         yield
     finally:
         for number in ours:

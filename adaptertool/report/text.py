@@ -223,7 +223,7 @@ def _projections(report: ProjectionReport, findings: Sequence[Finding]) -> list[
     if report.verdict == "regenerable" and report.verification == "sample":
         facts.append("a sample was compared; slim compares all")
     if report.stored:
-        copies = f"{plural(report.copies, 'copy').replace('copys', 'copies')} of {size(report.one_copy_bytes)}"
+        copies = f"{plural(report.copies, 'copy', 'copies')} of {size(report.one_copy_bytes)}"
         removable = size(report.removable_bytes)
         if report.removable_bytes == report.bytes:
             facts.append(f"{copies}; all of it could go, {removable}")
