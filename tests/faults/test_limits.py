@@ -25,7 +25,9 @@ from tests.tools.make_broken import (
     BASE_SHAPES,
     LORA,
     RANDLORA,
+    RECIPE,
     base_weights,
+    fingerprint,
     for_the_base,
     tensors,
     trained,
@@ -143,23 +145,13 @@ def test_a_huge_file_of_nothing(tmp_path: Path) -> None:
 
 
 def fingerprints() -> Iterator[tuple[str, dict[str, object]]]:
-    recipe = {
-        "key": 0,
-        "basis": "dense",
-        "sampler": "torch>=2.12",
-        "fused_multiply_add": True,
-        "generated_dtype": "bfloat16",
-        "casts": ["bfloat16", "float32"],
-        "stored_dtype": "float32",
+    sparse = {
+        "basis": "sparse",
+        "sampler": "any",
+        "generated_dtype": "float32",
+        "casts": ["float32"],
+        "fused_multiply_add": None,
     }
-
-    def document(a: list[int], b: list[int], **changes: object) -> dict[str, object]:
-        removed = {
-            kind: {"shape": shape, "dtype": "F32", "sha256": "0" * 64}
-            for kind, shape in (("randlora_A", a), ("randlora_B", b))
-        }
-        return {"schema": "adaptertool/fingerprint/1", "recipe": {**recipe, **changes}, "tensors": removed}
-
     # Each agrees with the config's rank, so that nothing but their size speaks against drawing them.
     for name, larger, smaller in (
         ("wide", 1 << 39, 2),
@@ -167,19 +159,9 @@ def fingerprints() -> Iterator[tuple[str, dict[str, object]]]:
         ("narrow", 2, 1 << 39),
         ("just-too-large", 1 << 18, 1 << 17),
     ):
-        yield name, document([2, 1, smaller], [larger, -(-smaller // 2), 2])
-        yield (
-            f"{name}-sparse",
-            document(
-                [2, 1, smaller],
-                [larger, -(-smaller // 2), 2],
-                basis="sparse",
-                sampler="any",
-                generated_dtype="float32",
-                casts=["float32"],
-                fused_multiply_add=None,
-            ),
-        )
+        shapes = {"randlora_A": [2, 1, smaller], "randlora_B": [larger, -(-smaller // 2), 2]}
+        yield name, fingerprint(shapes, RECIPE)
+        yield f"{name}-sparse", fingerprint(shapes, RECIPE | sparse)
 
 
 @pytest.mark.parametrize(("name", "document"), fingerprints())

@@ -26,7 +26,7 @@ from adaptertool.checkpoint.header import DTYPE_BITS, parse_header
 from adaptertool.errors import AdapterToolError
 from adaptertool.projection.fingerprint import METADATA_KEY, Fingerprint
 from tests.faults.conftest import refusal
-from tests.tools.make_broken import FOLDER, GOOD, LORA, RANDLORA, projections, tensors, trained
+from tests.tools.make_broken import FOLDER, GOOD, LORA, RANDLORA, RECIPE, fingerprint, projections, tensors, trained
 
 QUICK = settings(
     max_examples=400,
@@ -204,15 +204,6 @@ def test_any_fingerprint(text: str) -> None:
         Fingerprint.from_metadata({METADATA_KEY: text})
 
 
-RECIPE = {
-    "key": 0,
-    "basis": "dense",
-    "sampler": "torch>=2.12",
-    "fused_multiply_add": True,
-    "generated_dtype": "bfloat16",
-    "casts": ["bfloat16", "float32"],
-    "stored_dtype": "float32",
-}
 PLAUSIBLE = {
     "key": NUMBERS,
     "basis": st.sampled_from(["dense", "sparse", "very-sparse", "round"]),
@@ -237,12 +228,7 @@ def test_fingerprints_in_files(tmp_path: Path, data: st.DataObject) -> None:
     shapes = {"randlora_A": [2, 1, 4], "randlora_B": [4, 2, 2]}
     for kind in data.draw(st.sets(st.sampled_from(sorted(shapes)))):
         shapes[kind] = data.draw(st.lists(dims, max_size=4))
-    document = {
-        "schema": "adaptertool/fingerprint/1",
-        "recipe": recipe,
-        "tensors": {kind: {"shape": one, "dtype": "F32", "sha256": "0" * 64} for kind, one in shapes.items()},
-    }
-    metadata = {"adaptertool": json.dumps(document)}
+    metadata = {"adaptertool": json.dumps(fingerprint(shapes, recipe))}
     (tmp_path / "adapter_config.json").write_text(json.dumps({**RANDLORA, "save_projection": False}))
     (tmp_path / "adapter_model.safetensors").write_bytes(tensors(trained(), metadata))
     from adaptertool import restore

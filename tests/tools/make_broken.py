@@ -31,6 +31,17 @@ CONFIG = "adapter_config.json"
 LORA = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "org/base"}
 RANDLORA = {"peft_type": "RANDLORA", "r": 2, "base_model_name_or_path": "org/base", "projection_prng_key": 0}
 
+RECIPE: dict[str, Any] = {
+    "key": 0,
+    "basis": "dense",
+    "sampler": "torch>=2.12",
+    "fused_multiply_add": True,
+    "generated_dtype": "bfloat16",
+    "casts": ["bfloat16", "float32"],
+    "stored_dtype": "float32",
+}
+"""What draws the projections of `RANDLORA`, as a fingerprint says it."""
+
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 16384\n"
@@ -73,6 +84,17 @@ class Case:
             "restore": readable if self.restore is None else self.restore,
             "check-merge": self.merge,
         }
+
+
+def fingerprint(shapes: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says that was stripped of tensors of these shapes; its digests are those of nothing."""
+    return {
+        "schema": "adaptertool/fingerprint/1",
+        "version": "0.1.0",
+        "recipe": dict(recipe),
+        "tensors": {kind: {"shape": shape, "dtype": "F32", "sha256": "0" * 64} for kind, shape in shapes.items()},
+        "loads_with": [],
+    }
 
 
 def tensor(dtype: str, shape: Any, start: Any, end: Any) -> dict[str, Any]:
@@ -488,26 +510,7 @@ def projection_cases() -> Iterator[Case]:
             slim=1,
         )
 
-    recipe = {
-        "key": 0,
-        "basis": "dense",
-        "sampler": "torch>=2.12",
-        "fused_multiply_add": True,
-        "generated_dtype": "bfloat16",
-        "casts": ["bfloat16", "float32"],
-        "stored_dtype": "float32",
-    }
-
-    def removed(shape: Any) -> dict[str, Any]:
-        return {"shape": shape, "dtype": "F32", "sha256": "0" * 64}
-
-    document: dict[str, Any] = {
-        "schema": "adaptertool/fingerprint/1",
-        "version": "0.1.0",
-        "recipe": recipe,
-        "tensors": {"randlora_A": removed([2, 1, 4]), "randlora_B": removed([4, 2, 2])},
-        "loads_with": [],
-    }
+    document = fingerprint({"randlora_A": [2, 1, 4], "randlora_B": [4, 2, 2]}, RECIPE)
 
     def stripped(name: str, about: str, text: object, code: str, restore: int) -> Case:
         metadata = {"format": "pt", "adaptertool": text if isinstance(text, str) else json.dumps(text)}
@@ -529,16 +532,16 @@ def projection_cases() -> Iterator[Case]:
     yield stripped("without-tensors", "one without tensors", {**document, "tensors": {}}, "ADP107", 3)
     yield stripped("without-recipe", "one without a recipe", {**document, "recipe": None}, "ADP107", 3)
     yield stripped(
-        "long-seed", "one with a seed of 4,000 digits", {**document, "recipe": {**recipe, "key": 10**4000}}, "ADP107", 3
+        "long-seed", "one with a seed of 4,000 digits", {**document, "recipe": {**RECIPE, "key": 10**4000}}, "ADP107", 3
     )
     yield stripped(
-        "unhashable", "one with lists for names", {**document, "recipe": {**recipe, "generated_dtype": []}}, "ADP107", 3
+        "unhashable", "one with lists for names", {**document, "recipe": {**RECIPE, "generated_dtype": []}}, "ADP107", 3
     )
     yield stripped("wrong-digest", "one whose digests nothing has", document, "ADP108", 1)
     yield stripped(
         "other-kinds",
         "one of tensors that RandLoRA does not have",
-        {**document, "tensors": {"x": removed([4])}},
+        fingerprint({"x": [4]}, RECIPE),
         "ADP108",
         1,
     )
@@ -546,7 +549,7 @@ def projection_cases() -> Iterator[Case]:
     yield stripped(
         "drawn-in-float32",
         "a dense basis drawn in float32, which no torch does",
-        {**document, "recipe": {**recipe, "generated_dtype": "float32", "sampler": "any", "fused_multiply_add": None}},
+        {**document, "recipe": {**RECIPE, "generated_dtype": "float32", "sampler": "any", "fused_multiply_add": None}},
         "ADP108",
         1,
     )
@@ -555,8 +558,8 @@ def projection_cases() -> Iterator[Case]:
         ("huge-a", 1 << 38, 1 << 38),
         ("large", 1 << 17, 1 << 17),
     ):
-        shapes = {"randlora_A": removed([2, 1, smaller]), "randlora_B": removed([larger, smaller // 2, 2])}
-        yield stripped(name, f"one of {larger:,} by {smaller:,}", {**document, "tensors": shapes}, "ADP108", 3)
+        shapes = {"randlora_A": [2, 1, smaller], "randlora_B": [larger, smaller // 2, 2]}
+        yield stripped(name, f"one of {larger:,} by {smaller:,}", fingerprint(shapes, RECIPE), "ADP108", 3)
 
 
 class _Code:
