@@ -32,12 +32,13 @@ def proving_slim(adapter: Adapter) -> str:
     return _command("slim", adapter, f"--base {shlex.quote(base) if base else 'BASE'} -o DIR")
 
 
+def one_copy_slim(adapter: Adapter) -> str:
+    """The command that leaves what PEFT loads, and no further copies of it."""
+    return _command("slim", adapter, "-o DIR --keep-one-copy")
+
+
 def _command(name: str, adapter: Adapter, options: str = "-o DIR") -> str:
     return f"adaptertool {name} {shlex.quote(adapter.folder.address)} {options}"
-
-
-def _one_copy_slim(adapter: Adapter) -> str:
-    return _command("slim", adapter, "-o DIR --keep-one-copy")
 
 
 def _stripping_slim(report: ProjectionReport, adapter: Adapter) -> str:
@@ -59,9 +60,9 @@ def _about_bits(report: ProjectionReport, adapter: Adapter, rule: Projections) -
         message = "PEFT draws the stored projections again from the seed, bit for bit."
         yield Finding("ADP101", message, names, len(names), report.bytes, _stripping_slim(report, adapter))
     if report.verdict == "regenerable-elsewhere":
-        yield Finding("ADP103", _sentence(report.reason), names, len(names), report.bytes, _one_copy_slim(adapter))
+        yield Finding("ADP103", _sentence(report.reason), names, len(names), report.bytes, one_copy_slim(adapter))
     if report.verdict == "not-regenerable" and not rule.trained:
-        fix = _one_copy_slim(adapter) if _copies_in(report) else None
+        fix = one_copy_slim(adapter) if _copies_in(report) else None
         yield Finding("ADP104", f"{_sentence(report.reason)} Keep them.", names, len(names), report.bytes, fix)
 
 
@@ -71,13 +72,13 @@ def _about_copies(report: ProjectionReport, adapter: Adapter, rule: Projections)
     if report.verdict == "copies-differ":
         names = _all_of(report)
         which = "They were trained: keep them all" if rule.trained else f"PEFT loads {report.tensors[0].canonical}"
-        fix = None if rule.trained else f"{_one_copy_slim(adapter)} --force"
+        fix = None if rule.trained else f"{one_copy_slim(adapter)} --force"
         yield Finding("ADP105", f"{_sentence(report.reason)} {which}.", names, len(names), None, fix)
     elif copies and adapter.weights.format == "safetensors":
         are = "tensor is a further copy" if len(copies) == 1 else "tensors are further copies"
         message = f"{len(copies):,} {are} of what the layers share; PEFT loads one of each."
         size = report.bytes - report.one_copy_bytes
-        yield Finding("ADP102", message, copies, len(copies), size, _one_copy_slim(adapter))
+        yield Finding("ADP102", message, copies, len(copies), size, one_copy_slim(adapter))
 
 
 def _about_flag(report: ProjectionReport, adapter: Adapter, rule: Projections) -> Iterator[Finding]:
