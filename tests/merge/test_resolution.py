@@ -133,6 +133,22 @@ def test_a_flag_turned_around_is_read_as_the_model_reads_it(model_type: str, fla
     assert asked > 0
 
 
+@pytest.mark.parametrize("model_type", ["bailing_hybrid", "kimi_linear"])
+@pytest.mark.parametrize("value", [False, True])
+def test_a_flag_of_some_layers_of_a_name_says_nothing_of_all(model_type: str, value: bool) -> None:
+    """Linear and full attention have an `o_proj` each, and the flag is about one of them."""
+    config = default_config(model_type)
+    config.attention_bias = value
+    code = ModelCode(json.loads(json.dumps(config.to_dict(), default=str)))
+    asked = [path for path in layers_of(build(classes_of(model_type)[-1], config)) if path.endswith("self_attn.o_proj")]
+    assert asked
+    for path in asked:
+        answer = code.layer(path)
+        assert answer is not None
+        assert answer.bias is (None if value else False)
+        assert answer.flag is None
+
+
 def test_a_part_of_another_type_is_asked_for_itself() -> None:
     llava = {"model_type": "llava", "text_config": {"model_type": "qwen2"}, "vision_config": {}}
     value = "model.language_model.layers.0.self_attn.v_proj"

@@ -75,7 +75,7 @@ def turned(config: PreTrainedConfig, flag: str) -> PreTrainedConfig:
 def rules_of(
     model_class: type[PreTrainedModel], config: PreTrainedConfig
 ) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, set[str]]]]:
-    """Kind and rule of every pattern: `always`, `never`, `varies`, `<flag>` or `not <flag>`; and the parts of the model."""
+    """Kind and rule of every pattern: `always`, `never`, `varies`, `<flag>`, `not <flag>` or `some <flag>`; and the parts."""
     model = build(model_class, config)
     patterns: Patterns = patterns_of(layers_of(model))
     small = config
@@ -86,6 +86,7 @@ def rules_of(
     except BUILD_ERRORS:
         small = config
     deciding: dict[str, list[str]] = {pattern: [] for pattern in patterns}
+    some: dict[str, list[str]] = {pattern: [] for pattern in patterns}
     for flag, value in bias_flags(config).items():
         try:
             other: Patterns = patterns_of(layers_of(build(model_class, turned(small, flag))))
@@ -93,15 +94,18 @@ def rules_of(
             print(f"{model_class.__name__}: {flag} can't be turned around: {error}", file=sys.stderr)
             continue
         for pattern, (_, bias) in patterns.items():
-            if pattern in other and other[pattern][1] != bias:
+            if pattern in other and other[pattern][1] is None:
+                # In some layers of a hybrid it decides, and in the others the layer of this name has none.
+                some[pattern].append(flag if value is bias is False else "")
+            elif pattern in other and other[pattern][1] != bias:
                 deciding[pattern].append(flag if bias is value else f"not {flag}")
     rules: dict[str, tuple[str, str]] = {}
     for pattern, (kind, bias) in patterns.items():
         flags = deciding[pattern]
-        if bias is None or len(flags) > 1:
+        if bias is None or len(flags) + len(some[pattern]) > 1 or some[pattern] == [""]:
             rules[pattern] = (kind, "varies")
-        elif flags:
-            rules[pattern] = (kind, flags[0])
+        elif flags or some[pattern]:
+            rules[pattern] = (kind, flags[0] if flags else f"some {some[pattern][0]}")
         else:
             rules[pattern] = (kind, "always" if bias else "never")
     return rules, parts_of(model)

@@ -244,6 +244,9 @@ class ModelCode:
             return CodeLayer(kind, rule == "always", part=self.part)
         if rule == "varies":
             return CodeLayer(kind, None, part=self.part)
+        if rule.startswith("some "):
+            # In a hybrid some of the layers of this name get a bias from the flag; without it none has one.
+            return CodeLayer(kind, False if self._flag(rule.removeprefix("some ")) is False else None, part=self.part)
         turned = rule.startswith("not ")
         flag = rule.removeprefix("not ")
         value = self._flag(flag)
