@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptertool.checkpoint.writing.staging import clear
 from adaptertool.errors import CorruptError
 from tests.checkpoints import CONFIG, PICKLE, WEIGHTS
 from tests.conftest import Make
@@ -221,6 +222,19 @@ def test_a_staging_folder_in_use_is_left_alone(
     assert running.ended().code == 0
     assert digest(tmp_path / "first") == digest(tmp_path / "second")
     assert staged_in(tmp_path) == [foreign]
+
+
+@pytest.mark.parametrize(
+    "note", ["", "{", "{}", "7", '{"placed": [], "obsolete": 5}', '{"placed": [], "obsolete": {}}']
+)
+def test_a_note_that_makes_no_sense_goes_with_its_folder(note: str, tmp_path: Path) -> None:
+    """A run that was killed while it wrote it, or another version's."""
+    dead = tmp_path / f".x.adaptertool-{os.uname().nodename}-{os.getpid()}-00ff.tmp"
+    dead.mkdir()
+    (dead / "finish.json").write_text(note)
+    (tmp_path / WEIGHTS).write_bytes(b"mine")
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -95,23 +95,34 @@ def clear(folder: Path) -> None:
     A pickle goes if the safetensors file that was made of it is in its place; files that were set aside come back where no
     new weights took their place.
     """
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.iterdir()):
-            match = _STAGING.fullmatch(path.name)
-            if match is None or match["host"] != socket.gethostname()[:60] or not _is_mine(path):
-                continue
-            handle = _lock(path)
-            try:
-                # Where there are no locks, the number of the process has to do.
-                if handle is None and (_have_locks(path) or _runs(int(match["process"]))):
-                    continue
-                with uninterrupted(), contextlib.suppress(OSError):
-                    _finish(path)
-                    _put_back(path)
-                    remove(path)
-            finally:
-                if handle is not None:
-                    os.close(handle)
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return
+    for path in entries:
+        match = _STAGING.fullmatch(path.name)
+        if match is not None and match["host"] == socket.gethostname()[:60]:
+            # One that can't be looked at is no reason to leave the others.
+            with contextlib.suppress(OSError):
+                _clear_one(path, int(match["process"]))
+
+
+def _clear_one(staging: Path, process: int) -> None:
+    """Do so with one staging folder, unless it is another user's, or the process that made it is at work."""
+    if not _is_mine(staging):
+        return
+    handle = _lock(staging)
+    try:
+        # Where there are no locks, the number of the process has to do.
+        if handle is None and (_have_locks(staging) or _runs(process)):
+            return
+        with uninterrupted():
+            _finish(staging)
+            _put_back(staging)
+            remove(staging)
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def remove(path: Path) -> None:
@@ -168,11 +179,12 @@ def _finish(staging: Path) -> None:
     """Remove what a run was about to remove when it was killed, if nothing else changed since."""
     try:
         note = json.loads((staging / _NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+        placed, obsolete = note["placed"], dict(note["obsolete"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # there is none, or it was cut short
     folder = staging.parent
-    if any(path.is_file() and _identity(path) == note["placed"] for path in folder.glob("*.safetensors")):
-        for name, identity in note["obsolete"].items():
+    if any(path.is_file() and _identity(path) == placed for path in folder.glob("*.safetensors")):
+        for name, identity in obsolete.items():
             path = folder / name
             if path.is_file() and _identity(path) == identity:
                 path.unlink()
