@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
-from adaptertool.methods.shapes import by_named_pattern, elements, integer, refuse
+from adaptertool.methods.shapes import by_named_pattern, frequencies, integer
 
 if TYPE_CHECKING:
     from adaptertool.methods.shapes import Place, Places, Settings, Shapes
@@ -16,11 +16,7 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     integer(settings, "random_loc_seed")
     given = by_named_pattern(settings, "n_frequency", "n_frequency_pattern", place.module)
     number = integer(settings, "n_frequency", 1, given)
-    refuse(
-        number > elements(place),
-        f"its config asks for {number} frequencies, more than the layer's weight has numbers, and PEFT raises ValueError",
-    )
-    return {"fourierft_spectrum": (number,)}
+    return {"fourierft_spectrum": (frequencies(place, number),)}
 
 
 FOURIERFT = PlainMethod("FOURIERFT", "fourierft_", merge=MergeRule(tensors=_tensors))

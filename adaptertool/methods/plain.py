@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adaptertool.methods.base import Note, Role, general_role, general_trained
+from adaptertool.methods.base import Note, Role
+from adaptertool.methods.beside import general_role, general_trained
 from adaptertool.methods.merging import INTO_WEIGHTS, MergeRule, no_merge
 
 if TYPE_CHECKING:

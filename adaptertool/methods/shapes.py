@@ -170,6 +170,15 @@ def rank_of(settings: Settings, module: str) -> int:
     return integer(settings, "r", 1, by_pattern(settings, "r", "rank_pattern", module))
 
 
+def frequencies(place: Place, asked: int) -> int:
+    """How many coefficients of a transform of a layer's weight are trained: as many as asked for, if it has them."""
+    refuse(
+        asked > elements(place),
+        f"its config asks for {asked} frequencies, more than the layer's weight has numbers, and PEFT raises ValueError",
+    )
+    return asked
+
+
 def flattened(place: Place) -> int:
     """The inputs of a layer; of a convolution those of its whole kernel, which PEFT takes for a square one."""
     return place.into * (place.kernel[0] ** 2 if place.kernel else 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.methods.merging import MergeRule
 from adaptertool.methods.plain import PlainMethod
-from adaptertool.methods.shapes import by_pattern, elements, integer, refuse
+from adaptertool.methods.shapes import by_pattern, elements, frequencies, integer
 
 if TYPE_CHECKING:
     from adaptertool.methods.shapes import Place, Places, Settings, Shapes
@@ -19,11 +19,7 @@ def _tensors(settings: Settings, place: Place, beside: Places) -> Shapes:
     else:
         given = by_pattern(settings, "n_frequency", "n_frequency_pattern", place.module)
         number = integer(settings, "n_frequency", 1, given)
-    refuse(
-        number > elements(place),
-        f"its config asks for {number} frequencies, more than the layer's weight has numbers, and PEFT raises ValueError",
-    )
-    return {"waveft_spectrum": (number,)}
+    return {"waveft_spectrum": (frequencies(place, number),)}
 
 
 WAVEFT = PlainMethod("WAVEFT", "waveft_", merge=MergeRule(tensors=_tensors))

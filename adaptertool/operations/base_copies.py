@@ -27,7 +27,8 @@ from adaptertool.merge.adapter.adapted import PEFT_PREFIX
 from adaptertool.merge.base.code import ModelCode
 from adaptertool.merge.base.names import Names, modules_of
 from adaptertool.merge.base.paths import pattern_of
-from adaptertool.methods.base import CannotDrawError, copies_of_the_base
+from adaptertool.methods.base import CannotDrawError
+from adaptertool.methods.beside import copies_of_the_base
 from adaptertool.operations.base_layers import base_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from adaptertool.errors import UsageError
 from adaptertool.findings import Finding, gravest_first
 from adaptertool.merge.adapter.adapted import adapted_layers
 from adaptertool.methods import method_of
-from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role, copies_of_the_base
+from adaptertool.methods.base import ROLES, TRAINED_ROLES, Role
+from adaptertool.methods.beside import copies_of_the_base
 from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.operations.projection_findings import findings_about
 from adaptertool.operations.projections import ProjectionReport, examine, rule_for
