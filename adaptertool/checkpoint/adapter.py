@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.checkpoint.bytes import os_error
 from adaptertool.checkpoint.config import CONFIG_NAME, AdapterConfig, read_config
 from adaptertool.checkpoint.folder import LocalFolder
 from adaptertool.checkpoint.weights import (
@@ -68,14 +69,18 @@ def check_unchanged(adapter: Adapter) -> None:
 
     Raises:
         CorruptError: its files are known to be others now, or gone.
+        PermissionDeniedError, UnsupportedError: as the operating system says.
     """
     folder = adapter.folder
     changed = adapter.weights.changed()
     if not changed and isinstance(folder, LocalFolder):
+        config = folder.path / CONFIG_NAME
         try:
-            changed = (folder.path / CONFIG_NAME).read_bytes() != adapter.config.text.encode()
-        except OSError:
+            changed = config.read_bytes() != adapter.config.text.encode()
+        except (FileNotFoundError, NotADirectoryError):
             changed = True
+        except OSError as error:
+            raise os_error(error, config) from error
     if changed:
         raise CorruptError(
             f"{folder.location} changed while it was being read, and nothing was written",

@@ -131,20 +131,22 @@ def fetch_the_file(file: Bytes) -> str:
     return "Run `git lfs pull` in that folder."
 
 
-def refuse_placeholder(weights: Bytes) -> None:
-    """Refuse a file that is there in place of weights, whatever format they would have.
+def head_of(weights: Bytes) -> bytes:
+    """The first eight bytes of a file of weights, whatever their format; fewer where it is shorter.
 
     Raises:
-        CorruptError: it is empty, or a git-LFS pointer (ADP303).
+        CorruptError: what is there in their place is empty, or a git-LFS pointer (ADP303).
     """
     if weights.size == 0:
         raise CorruptError(f"{weights.name} is empty", code="ADP303", hint="Download or save the weights again.")
-    if weights.read(0, min(8, weights.size)) == LFS_POINTER[:8]:
+    head = weights.read(0, min(8, weights.size))
+    if head == LFS_POINTER[:8]:
         raise CorruptError(
             f"{weights.name} is a git-LFS pointer, not the weights themselves",
             code="ADP303",
             hint=fetch_the_file(weights),
         )
+    return head
 
 
 class LocalBytes:

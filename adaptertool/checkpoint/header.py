@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from adaptertool.checkpoint.bytes import refuse_placeholder
+from adaptertool.checkpoint.bytes import head_of
 from adaptertool.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ def read_header(file: Bytes) -> Header:
     Raises:
         CorruptError: a rule of the format is broken. ADP303 where the file is empty, a git-LFS pointer, or holds no tensors.
     """
-    refuse_placeholder(file)
-    if file.size < 8:
+    head = head_of(file)
+    if len(head) < 8:
         raise CorruptError(f"{file.name} is too short for a safetensors header ({file.size} bytes)", hint=_AGAIN)
-    length = int.from_bytes(file.read(0, 8), "little")
+    length = int.from_bytes(head, "little")
     if length > MAX_HEADER_BYTES:
         raise CorruptError(
             f"{file.name} is no safetensors file: its header would be {length} bytes long, beyond the format's cap of "

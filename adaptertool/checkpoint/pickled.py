@@ -12,7 +12,7 @@ import zipfile
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptertool.checkpoint.bytes import CHUNK, os_error, refuse_placeholder
+from adaptertool.checkpoint.bytes import CHUNK, head_of, os_error
 from adaptertool.checkpoint.header import TensorInfo
 from adaptertool.errors import CorruptError, UnsupportedError
 
@@ -62,7 +62,7 @@ class PickleWeights:
             CorruptError: it is no such file.
         """
         self.file = file
-        refuse_placeholder(file)
+        head_of(file)
         self._tensors = _load_pickle(path)
         if not self._tensors:
             raise CorruptError(f"{path} holds no tensors", code="ADP303", hint="Save the adapter again.")
