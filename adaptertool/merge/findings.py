@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import OWN_NAME
 from adaptertool.merge.adapter.saved import saved_modules
+from adaptertool.merge.adapter.tokens import misfits_of_copies
 from adaptertool.merge.adapter.whole import lacking_findings, lacking_tokens, misfits, nested, other_labels
 from adaptertool.merge.base.sizes import mismatch_findings
 from adaptertool.merge.result import CONTRADICTION, HAZARD
-from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
-from adaptertool.merge.trial.beside import broken_beside, broken_for_all
+from adaptertool.merge.trial.beside import broken_for_all
 from adaptertool.methods import method_of
 from adaptertool.methods.biases import lost_biases, words_about
 from adaptertool.words import natural, plural
@@ -26,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def findings_of(
-    case: Case, fitted: Fitted, results: Sequence[LayerResult], checked: Sequence[LayerResult], dtype: str | None
+    case: Case,
+    fitted: Fitted,
+    results: Sequence[LayerResult],
+    checked: Sequence[LayerResult],
+    beside: Sequence[Finding | LayerResult],
 ) -> Iterator[Finding]:
     """Everything that was found, one finding for each reason.
 
@@ -35,11 +38,10 @@ def findings_of(
         fitted: What PEFT loads of it.
         results: What the trial found for each layer.
         checked: The same, with what is open.
-        dtype: That in which the base is loaded; None where it is not known.
+        beside: What is wrong with values that no layer's merge looks at.
     """
     adapter, layers, placement = case.adapter, case.layers, case.placement
     unfit = {result.module for result in results if result.code == "ADP203"}
-    most_bytes = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
     yield from _of_layers(case, fitted, results)
     yield from _of_loading(case, fitted, checked)
     if case.targets.refused is not None:
@@ -50,7 +52,7 @@ def findings_of(
         yield from fitted.findings
     if all(one.status == "unknown" for one in results):
         # Of a layer that is known it was told with the layer.
-        yield from broken_for_all(adapter, most_bytes)
+        yield from broken_for_all(adapter)
     yield from misfits(adapter, layers, placement.shared, placement.modules, unfit)
     yield from (one for one in other_labels(adapter, layers) if isinstance(one, Finding))
     yield from nested(adapter)
@@ -59,7 +61,8 @@ def findings_of(
         yield from mismatch_findings(case.mismatched)
     yield from lacking_tokens(adapter)
     yield from saved_modules(adapter, case.rule, case.adapted, case.live.bare if case.live is not None else ())
-    yield from broken_beside(adapter, dtype, most_bytes)
+    yield from misfits_of_copies(placement.tokens)
+    yield from (one for one in beside if isinstance(one, Finding))
 
 
 def _of_layers(case: Case, fitted: Fitted, results: Sequence[LayerResult]) -> tuple[Finding, ...]:

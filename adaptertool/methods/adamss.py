@@ -46,7 +46,7 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     return {"adamss_newB": (rank, inputs), **shapes}
 
 
-def _misfit(_: Settings, place: Place, tensors: Mapping[str, TensorInfo]) -> str | None:
+def _misfit(settings: Settings, place: Place, tensors: Mapping[str, TensorInfo]) -> str | None:
     """Each output is in one subspace, and what is merged of that is the product of B, A and newB."""
     basis = tensors.get("adamss_newB")
     outer = {name: tensor for name, tensor in tensors.items() if name.startswith("adamss_B.")}
@@ -56,7 +56,9 @@ def _misfit(_: Settings, place: Place, tensors: Mapping[str, TensorInfo]) -> str
         if any(len(shape) != 2 for shape in chain) or any(left[1] != right[0] for left, right in pairwise(chain)):
             return f"no product can be made of {', '.join(str(list(shape)) for shape in chain)}: PEFT raises when it merges"
     rows = sum(tensor.shape[0] for tensor in outer.values())
-    if not outer or rows == place.out:
+    subspaces = min(integer(settings, "num_subspaces", 1), place.out)
+    # What the file lacks PEFT makes itself, in whatever size is left.
+    if len(outer) < subspaces or rows == place.out:
         return None
     return f"its subspaces have {rows} outputs, and the base's layer {place.out}: PEFT raises when it merges"
 

@@ -32,9 +32,10 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     refuse(inputs % given, f"its blocks do not divide the layer's {inputs} inputs, and PEFT raises ValueError")
     size, number = size or inputs // number, number or inputs // size
     refuse(size < 0, f"a block size of {size} makes PEFT raise")
-    factors = integer(settings, "boft_n_butterfly_factor")
+    factors = settings.get("boft_n_butterfly_factor")
+    several = isinstance(factors, int) and factors > 1
     return {
-        "boft_R": (1 if factors <= 1 else None, number, size, size),
+        "boft_R": (None if several else 1, number, size, size),
         "boft_s": (1, place.out) if place.kernel else (place.out, 1),
     }
 

@@ -146,6 +146,16 @@ def _shared(settings: Settings, places: Places) -> Shapes:
     return shapes
 
 
+def _chosen_from(_: Settings, name: str, tensors: Mapping[str, TensorInfo], __: object) -> tuple[range, ...] | None:
+    """Rows and columns of the basis that the layers of a category share, and its two sides."""
+    kind, category = name.partition(".")[::2]
+    basis = tensors.get(f"frod_V.{category}")
+    if kind not in ("frod_s_indices", "frod_s_size") or basis is None or not basis.shape:
+        return None
+    size = basis.shape[0]
+    return (range(size) if kind == "frod_s_indices" else range(size, size + 1),)
+
+
 def _category(module: str) -> str:
     """As `_category_from_key`."""
     parts = module.split(".")
@@ -169,6 +179,7 @@ FROD = PlainMethod(
         tensors=_tensors,
         refused=_refused,
         shared=_shared,
+        places=_chosen_from,
     ),
     of_the_base=(OfTheBase(r"base_model\.frod_V\..*", "A basis for each category of layers", DECOMPOSITION),),
 )

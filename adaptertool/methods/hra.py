@@ -16,4 +16,14 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     return {"hra_u": (flattened(place), integer(settings, "r", 1))}
 
 
-HRA = PlainMethod("HRA", "hra_", "r", merge=MergeRule(tensors=_tensors, kinds=LINEAR | CONV, normalised=("hra_u",)))
+HRA = PlainMethod(
+    "HRA",
+    "hra_",
+    "r",
+    merge=MergeRule(
+        tensors=_tensors,
+        kinds=LINEAR | CONV,
+        normalised=("hra_u",),
+        orthogonal=lambda settings: bool(settings.get("apply_GS")),
+    ),
+)

@@ -27,7 +27,10 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     if isinstance(feedforward, str):
         of_inputs = match(feedforward, place.module, "feedforward_modules", whole=True) is not None
     else:
-        refuse(feedforward is None, "its config names no feedforward_modules, and PEFT raises ValueError")
+        refuse(
+            not isinstance(feedforward, (list, tuple, dict)),
+            f"its config says {feedforward!r} for feedforward_modules, and PEFT raises",
+        )
         # PEFT asks how the path ends, be it within a word.
         of_inputs = any(place.module.endswith(name) for name in feedforward or ())
     features = place.into if of_inputs else place.out

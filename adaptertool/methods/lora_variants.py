@@ -6,9 +6,10 @@ Source: `update_layer` and `lora_variants` of the classes in `peft/tuners/lora/l
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.shapes import integer, rank_of, refuse
+from adaptertool.methods.shapes import by_pattern, integer, rank_of, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,6 +113,14 @@ def _initialised(settings: Settings, place: Place, rank: int) -> int:
             "init_lora_weights is olora, whose factors do not fit a layer with its weight turned: PEFT raises RuntimeError",
         )
         return min(rank, place.least)
+    if not how.startswith("pissa"):
+        return rank
+    alpha = by_pattern(settings, "lora_alpha", "alpha_pattern", place.module)
+    refuse(
+        isinstance(alpha, (int, float)) and not 0 < alpha < math.inf,
+        f"lora_alpha is {alpha}: PEFT divides singular values by it for init_lora_weights {how} and takes the roots, and the "
+        "base's weight becomes NaN",
+    )
     return min(rank, place.least) if how == "pissa" else rank
 
 

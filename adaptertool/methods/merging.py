@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -70,6 +70,15 @@ class Product:
     lengths: str | None = None
 
 
+PlacesOf: TypeAlias = (
+    "Callable[[Settings, str, Mapping[str, TensorInfo], tuple[int, ...] | None], tuple[range, ...] | None]"
+)
+"""See `MergeRule.places`."""
+
+ANY_PLACE = (range(1 << 63),)
+"""Of places in a weight whose shape is not known."""
+
+
 @dataclass(frozen=True)
 class MergeRule:
     """What a method's merge needs; as it stands, it merges into the weight of any layer that the method attaches to.
@@ -107,7 +116,11 @@ class MergeRule:
             nothing is open.
         product: The layer's update, where it is a product of two tensors.
         normalised: Tensors whose columns the merge divides by their lengths.
+        orthogonal: Whether, under this config, it takes out of each of those columns what the ones before it have.
         shares: Tensors along whose last dimension are shares of one; PEFT takes the logarithm of each, and of what is left.
+        places: What the values of a tensor choose from, where they are places and no numbers that were trained: one range
+            for all of them, or one a row. From the config, the tensor's name in its module or right under `base_model.`, the
+            tensors beside it by the same names, and the shape of the base's weight where it is known. None for others.
         refuses: Why PEFT does not attach to a layer of this name in a model of this type; None where it does. (`mamba` in
             `peft/tuners/tuners_utils.py`, read at 0.21.2.)
         refuses_parameters: Why, under this config, it does not attach to parameters (`target_parameters`).
@@ -140,7 +153,9 @@ class MergeRule:
     undecided: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     product: Callable[[Mapping[str, Any], str, Mapping[str, TensorInfo]], Product | None] = lambda *_: None
     normalised: tuple[str, ...] = ()
+    orthogonal: Callable[[Settings], bool] = lambda _: False
     shares: tuple[str, ...] = ()
+    places: PlacesOf = lambda *_: None
     refuses: Callable[[str | None, str], str | None] = lambda *_: None
     refuses_parameters: Callable[[Mapping[str, Any]], str | None] = lambda _: None
 

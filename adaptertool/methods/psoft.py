@@ -6,6 +6,7 @@ at loading. With `psoft_svd: "lowrank"` that starts from random numbers, which P
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.merging import LINEAR, MergeRule
@@ -31,11 +32,15 @@ def _refused(settings: Mapping[str, Any]) -> str | None:
     for field, known in (("ab_svd_init", ("psoft_init", "pissa_init")), ("psoft_svd", ("full", "lowrank"))):
         if settings.get(field) not in known:
             return f"PEFT knows no {field} {settings.get(field)!r}, and raises ValueError"
-    if number(settings, "psoft_alpha") == 0:
-        return "psoft_alpha is 0, with which PEFT merges NaN"
+    # It divides the singular values by it, and takes the roots of what comes out.
+    alpha, rooted = number(settings, "psoft_alpha"), settings.get("ab_svd_init") == "pissa_init"
+    if alpha == 0 or not math.isfinite(alpha) or (rooted and alpha < 0):
+        return f"psoft_alpha is {alpha}, with which PEFT merges NaN"
     terms, least = settings.get("num_cayley_neumann_terms"), settings.get("cayley_neumann_eps")
     if settings.get("use_cayley_neumann") and not (
-        isinstance(terms, int) and terms > 0 and (least is None or 0 < number(settings, "cayley_neumann_eps") < 1)
+        isinstance(terms, (int, float))
+        and terms > 0
+        and (least is None or 0 < number(settings, "cayley_neumann_eps") < 1)
     ):
         return (
             f"num_cayley_neumann_terms is {terms!r} and cayley_neumann_eps {least!r}, with which PEFT raises ValueError"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _refused(settings: Mapping[str, Any]) -> str | None:
     variant, size = settings.get("variant"), settings.get("group_size")
-    if variant not in _ANGLES:
+    if variant not in (*_ANGLES,):
         return f"PEFT knows no variant {variant!r} of RoAd, and raises ValueError"
     if not isinstance(size, int) or size <= 0 or size % 2:
         return f"group_size is {size!r}, and PEFT raises where it is no even number"

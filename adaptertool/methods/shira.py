@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.methods.base import CannotDrawError
 from adaptertool.methods.layered import LayerProjections, layout_entry, whole
-from adaptertool.methods.merging import BACKENDS, LINEAR, MergeRule
+from adaptertool.methods.merging import ANY_PLACE, BACKENDS, LINEAR, MergeRule
 from adaptertool.methods.plain import PlainMethod
 from adaptertool.methods.seeds import seed
 from adaptertool.methods.shapes import elements, integer, refuse
@@ -158,10 +158,17 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     return {"shira_weight": (numbers,), "shira_indices": (2, numbers)}
 
 
+def _places(_: Settings, name: str, __: object, shape: tuple[int, ...] | None) -> tuple[range, ...] | None:
+    """A row and a column for each number."""
+    if name != "shira_indices":
+        return None
+    return ANY_PLACE if shape is None or len(shape) != 2 else (range(shape[0]), range(shape[1]))
+
+
 SHIRA = PlainMethod(
     "SHIRA",
     "shira_",
     "r",
     projections=ShiraProjections(),
-    merge=MergeRule(tensors=_tensors, kinds=LINEAR, quantised=BACKENDS),
+    merge=MergeRule(tensors=_tensors, kinds=LINEAR, quantised=BACKENDS, places=_places),
 )

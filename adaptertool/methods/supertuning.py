@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.methods.merging import LINEAR, MergeRule
+from adaptertool.methods.merging import ANY_PLACE, LINEAR, MergeRule
 from adaptertool.methods.plain import OfTheBase, PlainMethod
 from adaptertool.methods.shapes import elements, refuse
 
@@ -41,6 +42,13 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     return shapes
 
 
+def _places(_: Settings, name: str, __: object, shape: tuple[int, ...] | None) -> tuple[range, ...] | None:
+    """One for each number, counted row after row."""
+    if name != "supertuning_indices":
+        return None
+    return ANY_PLACE if shape is None else (range(math.prod(shape)),)
+
+
 SUPERTUNING = PlainMethod(
     "SUPERTUNING",
     "supertuning_",
@@ -49,6 +57,7 @@ SUPERTUNING = PlainMethod(
         tensors=_tensors,
         refused=_refused,
         kinds=LINEAR,
+        places=_places,
     ),
     of_the_base=(
         OfTheBase(

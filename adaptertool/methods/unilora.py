@@ -147,6 +147,10 @@ def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     }
 
 
+def _places(settings: Settings, name: str, *_: object) -> tuple[range, ...] | None:
+    return (range(integer(settings, "theta_d_length", 1)),) if name.startswith("unilora_indices_") else None
+
+
 UNILORA = PlainMethod(
     "UNILORA",
     "unilora_",
@@ -157,5 +161,6 @@ UNILORA = PlainMethod(
         refused=_refused,
         shared=lambda settings, _: {"unilora_theta_d": (integer(settings, "theta_d_length", 1),)},
         own_tensors=False,
+        places=_places,
     ),
 )

@@ -61,6 +61,10 @@ def _shared(settings: Settings, _: Places) -> Shapes:
     return {"vblora_vector_bank": (integer(settings, "num_vectors", 1), integer(settings, "vector_length", 1))}
 
 
+def _places(settings: Settings, name: str, *_: object) -> tuple[range, ...] | None:
+    return (range(integer(settings, "num_vectors", 1)),) if name.endswith("_topk_indices") else None
+
+
 VBLORA = VbLora(
     "VBLORA",
     "vblora_",
@@ -69,6 +73,7 @@ VBLORA = VbLora(
         tensors=_tensors,
         refused=_refused,
         shared=_shared,
+        places=_places,
         shares=tuple(f"vblora_logits_{side}_topk_weights" for side in "AB"),
     ),
 )

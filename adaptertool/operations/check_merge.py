@@ -19,6 +19,7 @@ from adaptertool.merge.base.files import open_base
 from adaptertool.merge.findings import findings_of
 from adaptertool.merge.open_questions import open_without_model, with_open_questions
 from adaptertool.merge.result import EXIT_CODES, HAZARD, BaseReport, LayerResult
+from adaptertool.merge.trial.beside import values_beside
 from adaptertool.merge.trial.followers import with_followers
 from adaptertool.merge.trial.trial import Trial
 from adaptertool.merge.way_out import way_out
@@ -147,6 +148,7 @@ def check_merge(
     trial = Trial(case, load, threshold, all_biases=all_biases)
     fitted, results = with_followers(case, fitted, trial.run(fitted.pairs))
     checked = with_open_questions(case, fitted, results)
+    beside = values_beside(opened, load)
     missing = [layer for (_, layer), result in zip(fitted.pairs, results, strict=True) if result.code == "ADP201"]
     report = MergeReport(
         describe_target(opened),
@@ -154,8 +156,8 @@ def check_merge(
         _describe_base(case, trial),
         next(iter(trial.dtypes)) if len(trial.dtypes) == 1 else None,
         threshold,
-        (*checked, *open_without_model(case)),
-        gravest_first(findings_of(case, fitted, results, checked, load)),
+        (*checked, *(one for one in beside if isinstance(one, LayerResult)), *open_without_model(case)),
+        gravest_first(findings_of(case, fitted, results, checked, beside)),
         (way_out(case, missing),) if missing else (),
         _note(checked, trial),
         tuple(trial.not_examined),

@@ -6,6 +6,7 @@ bfloat16 and float16 value exactly.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,11 +68,35 @@ def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def values_of(content: bytes, dtype: str) -> NDArray[Any]:
-    """A tensor's values, flat: float64 for F64, else float32.
+    """A tensor's values, flat: float64 for F64, whole numbers as they are, else float32.
 
     Args:
         content: Its bytes as a safetensors file stores them.
-        dtype: A key of `DTYPE_NAMES`.
+        dtype: One of `READABLE`.
     """
+    if dtype in _WHOLE:
+        return np.frombuffer(content, dtype=_WHOLE[dtype])
+    if dtype == "F8_E5M2":
+        # It is the upper half of a float16.
+        return from_bits(np.frombuffer(content, dtype=np.uint8).astype(np.uint16) << np.uint16(8), "float16")
+    if dtype == "F8_E4M3":
+        return _eight_bits()[np.frombuffer(content, dtype=np.uint8)]
     name = DTYPE_NAMES[dtype]
     return from_bits(np.frombuffer(content, dtype=BIT_TYPES[name]), name)
+
+
+_WHOLE = {"BOOL": "|u1", "U8": "|u1", "I8": "|i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "U64": "<u8"}
+"""safetensors' names -> numpy's, of the other whole numbers."""
+
+READABLE = frozenset((*DTYPE_NAMES, *_WHOLE, "F8_E5M2", "F8_E4M3"))
+"""The dtypes whose values `values_of` knows; a file can have others, of which torch copies some into float32 as well."""
+
+
+@cache
+def _eight_bits() -> NDArray[Any]:
+    """What the bytes of a float8_e4m3fn stand for: 4 bits of exponent, 3 of fraction, NaN and no infinity."""
+    bits = np.arange(128)
+    exponent, fraction = bits >> 3, (bits & 7) / 8
+    values = np.where(exponent > 0, 1 + fraction, 2 * fraction) * 2.0 ** (exponent - 7)
+    values[127] = np.nan
+    return np.concatenate((values, -values)).astype(np.float32)

@@ -110,6 +110,9 @@ def kinds_of(config: Any) -> dict[str, list[Any]]:
         chosen += [True, False] if bool in options else []
         if closed and not any("[" in str(value) for value in chosen):
             found[name] = ["values", *chosen, *([None] if "null" in kinds else [])]
+        elif "number" in kinds and "seed" in name.replace("prng_key", "seed"):
+            # torch and numpy take whole numbers, and raise for others.
+            found[name] = ["kinds", *sorted(kinds - {"literal", "number"} | {"whole"})]
         elif "any" not in kinds - {"literal"}:
             found[name] = ["kinds", *sorted(kinds - {"literal"})]
     return found

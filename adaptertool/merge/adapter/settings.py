@@ -84,7 +84,7 @@ def odd_settings(config: AdapterConfig) -> str | None:
         if name not in config.fields:
             continue
         value = config.fields[name]
-        taken = value in known if what == "values" else _kind(value) in known
+        taken = value in known if what == "values" else bool(_kinds(value) & {*known})
         # PEFT goes through the letters of a name.
         taken = taken and not (name == "modules_to_save" and isinstance(value, str))
         if not taken or (name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value <= 1):
@@ -92,11 +92,15 @@ def odd_settings(config: AdapterConfig) -> str | None:
     return None
 
 
-def _kind(value: Any) -> str:
-    """The kind of a JSON value."""
+def _kinds(value: Any) -> set[str]:
+    """The kinds of a JSON value; a whole one is a number that torch's generators can be seeded with."""
     if value is None or isinstance(value, bool):
-        return "null" if value is None else "bool"
-    return {int: "number", float: "number", str: "str", list: "list"}.get(type(value), "dict")
+        return {"null" if value is None else "bool"}
+    if isinstance(value, (int, float)) and not abs(value) < 1 << 64:
+        # Nor does torch take these for a number of another kind.
+        return set()
+    found = {int: "number", float: "number", str: "str", list: "list"}.get(type(value), "dict")
+    return {found, "whole"} if type(value) is int and -(1 << 63) <= value < 1 << 64 else {found}
 
 
 def unknown_settings(config: AdapterConfig) -> str | None:

@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import AdaptedLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
@@ -32,12 +33,14 @@ class TrainedTokens:
         owners: All of them, those included that PEFT adapts along because they are tied: module path -> whose rows it uses.
         twice: Those that PEFT adapts along and that the config targets by themselves as well.
         uncertain: Those of which it is not known which others PEFT adapts along.
+        copies: Tensors that PEFT loads into the rows of a layer before the one that stays there, by the layer.
     """
 
     layers: tuple[AdaptedLayer, ...]
     owners: Mapping[str, str]
     twice: frozenset[str]
     uncertain: frozenset[str]
+    copies: Mapping[str, tuple[TensorInfo, ...]]
 
 
 def trained_tokens(adapter: Adapter, targets: Targets, shared: SharedTensors) -> TrainedTokens:
@@ -63,6 +66,7 @@ def trained_tokens(adapter: Adapter, targets: Targets, shared: SharedTensors) ->
     owners = {module: module for module in own}
     used = dict(found)
     twice, uncertain = set(), set()
+    copies: dict[str, tuple[TensorInfo, ...]] = {}
     for module in own:
         ties = shared.of(module)
         if ties is None or any(tie.followers is None for tie in ties):
@@ -76,11 +80,12 @@ def trained_tokens(adapter: Adapter, targets: Targets, shared: SharedTensors) ->
         if alone:
             order = next((tie.layers for tie in ties or ()), (module,))
             order += tuple(layer for layer in followers if layer not in order)
-            used[module] = [found[layer] for layer in order if layer in found and layer in (module, *followers)][-1]
+            loaded = [found[layer] for layer in order if layer in found and layer in (module, *followers)]
+            used[module], copies[module] = loaded[-1], tuple(tensor for _, tensor in loaded[:-1])
     layers = tuple(
         AdaptedLayer(module, {used[module][0]: used[module][1]}) for module in own if owners[module] == module
     )
-    return TrainedTokens(layers, owners, frozenset(twice), frozenset(uncertain))
+    return TrainedTokens(layers, owners, frozenset(twice), frozenset(uncertain), copies)
 
 
 def _is_own(module: str, fields: Mapping[str, Any], shared: SharedTensors, targets: Targets | None) -> bool:
@@ -160,6 +165,23 @@ def is_token_layer(layer: AdaptedLayer) -> bool:
     return any(name.rpartition(".")[2] == "trainable_tokens_delta" for name in layer.tensors)
 
 
+def misfits_of_copies(tokens: TrainedTokens) -> Iterator[Finding]:
+    """Rows that PEFT loads into the place of others, and that are not as many or not as long.
+
+    Args:
+        tokens: The layers whose tokens are trained.
+    """
+    for layer in tokens.layers:
+        used = next(iter(layer.tensors.values()))
+        for copy in tokens.copies.get(layer.module, ()):
+            if copy.shape != used.shape:
+                message = (
+                    f"{copy.name} has shape {list(copy.shape)}, and {used.name}, which PEFT loads into the same rows, "
+                    f"{list(used.shape)}: it raises a size mismatch"
+                )
+                yield Finding("ADP203", message, (copy.name,), 1)
+
+
 def misfit_of_tokens(adapter: Adapter, layer: AdaptedLayer, weight: TensorInfo | None) -> str | None:
     """Why PEFT does not load a layer's trained tokens, as the rest of a sentence; None where it does, as far as shapes tell.
 
@@ -189,7 +211,7 @@ def misfit_of_tokens(adapter: Adapter, layer: AdaptedLayer, weight: TensorInfo |
 def _indices(fields: Mapping[str, Any], module: str) -> list[int] | None:
     """The tokens that the config names for a layer; None where it does not say it in a way that makes sense."""
     if str(fields.get("peft_type")).upper() == "TRAINABLE_TOKENS":
-        named = fields.get("token_indices")
+        named = fields.get("token_indices", [])
     else:
         named = fields.get("trainable_token_indices")
         if isinstance(named, dict):

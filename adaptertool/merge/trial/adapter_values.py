@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
-from adaptertool.merge.trial.extremes import INFINITE_FROM, largest, odd_factor, usual_size
+from adaptertool.merge.trial.extremes import (
+    INFINITE_FROM,
+    WITH_WHICH,
+    largest,
+    odd_factor,
+    usual_size,
+    usual_size_of_whole,
+)
+from adaptertool.merge.trial.places import trouble_of_dtype, trouble_of_places
+from adaptertool.merge.trial.trouble import Trouble
 from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
@@ -19,21 +28,13 @@ if TYPE_CHECKING:
     from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.trial.layer_merge import LayerMerge
     from adaptertool.methods.merging import MergeRule
+    from adaptertool.methods.shapes import Settings
 
 REMOTE_SCAN_BYTES = 64 << 20
 """How much of what is added to weights is looked through for NaN and infinity, over the network."""
 
-
-class Trouble(NamedTuple):
-    """What values do to a merge.
-
-    Attributes:
-        certain: Whether NaN or infinity comes out; else it may.
-        reason: Why, as a sentence.
-    """
-
-    certain: bool
-    reason: str
+_NEXT_TO_NOTHING = 1e-4
+"""Of a length, what float32 can't tell from rounding errors."""
 
 
 class AdapterValues:
@@ -42,17 +43,19 @@ class AdapterValues:
     Args:
         adapter: The adapter.
         rule: What its method's merge needs.
+        settings: The adapter's config, with PEFT's defaults.
 
     Attributes:
         unscanned: How many tensors were left out, because of their size and the network.
     """
 
-    def __init__(self, adapter: Adapter, rule: MergeRule) -> None:
+    def __init__(self, adapter: Adapter, rule: MergeRule, settings: Settings) -> None:
         self.unscanned = 0
         self._adapter = adapter
         self._rule = rule
+        self._settings = settings
         self._budget = math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
-        self._shared: tuple[str, float] | None = None
+        self._shared: tuple[str, float] | Trouble | None = None
 
     def begin(self, dtype: str | None) -> None:
         """Read what all layers need: a small file as a whole, and the tensors that the layers share.
@@ -70,11 +73,14 @@ class AdapterValues:
         self._shared = self._most_extreme_shared(dtype)
 
     def of(self, tensor: TensorInfo) -> NDArray[Any]:
-        """A tensor's values, in its shape, as `values_of` gives them."""
+        """A tensor's values, in its shape, as the floats that PEFT makes of them: float64 for F64, else float32."""
+        import numpy as np
+
         from adaptertool.projection.dtypes import values_of
 
         content = b"".join(bytes(piece) for piece in self._adapter.weights.stream(tensor.name))
-        return values_of(content, tensor.dtype).reshape(tensor.shape)
+        values = values_of(content, tensor.dtype).reshape(tensor.shape)
+        return values if values.dtype.kind == "f" else values.astype(np.float32)
 
     def factors(self, tensors: Mapping[str, TensorInfo]) -> Mapping[str, NDArray[Any]] | Trouble | None:
         """The values of what is multiplied.
@@ -83,50 +89,52 @@ class AdapterValues:
             tensors: The factors, by their name in the module.
 
         Returns:
-            By the same names; empty where they are no plain floats. What is wrong where one is not finite. None where they
-            are too large for the network.
+            By the same names. What is wrong where one is not finite, or no plain float. None where they are too large for the
+            network.
         """
-        import numpy as np
-
-        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
-
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self._budget:
             self.unscanned += len(tensors)
             return None
         self._budget -= size
-        floats = all(DTYPE_NAMES.get(tensor.dtype) in FLOATS for tensor in tensors.values())
-        values = {}
+        weights = self._adapter.weights
         for name, tensor in tensors.items():
-            if floats:
-                values[name] = self.of(tensor)
-                finite = bool(np.isfinite(values[name]).all())
-            else:
-                finite = first_not_finite(self._adapter.weights, tensor.name) is None
-            if not finite:
+            if first_not_finite(weights, tensor.name) is not None:
                 return Trouble(certain=True, reason=f"the adapter's {name} holds NaN or infinity")
-        return values
+        odd = (trouble_of_dtype(weights, tensor.name, name) for name, tensor in tensors.items())
+        if (trouble := next((one for one in odd if one is not None), None)) is not None:
+            return trouble
+        return {name: self.of(tensor) for name, tensor in tensors.items()}
 
-    def look_through(self, merge: LayerMerge, dtype: str | None) -> Trouble | None:
-        """Whether values of a layer's tensors are NaN or infinite, or can make its merge overflow.
+    def look_through(self, merge: LayerMerge, dtype: str | None, shape: tuple[int, ...] | None) -> Trouble | None:
+        """Whether values of a layer's tensors are NaN or infinite, or no places, or can make its merge overflow.
 
         What is multiplied or added here is left out: it is looked at where that is done.
 
         Args:
             merge: The layer.
             dtype: The dtype in which it is merged into; None where it is not known.
+            shape: That of the base's weight; None where it is not known.
         """
+        if isinstance(self._shared, Trouble):
+            return self._shared
         # Rows and whole modules take the base's place as they are.
         as_is = self._rule.whole_module is not None or merge.of_tokens
         extreme = None if merge.of_tokens else self._shared
+        odd: Trouble | None = None
         for name, tensor in self._looked_through(merge).items():
             if tensor.nbytes > self._budget:
                 self.unscanned += 1
                 continue
             self._budget -= tensor.nbytes
+            ranges = self._rule.places(self._settings, name, merge.adapted.tensors, shape)
+            if ranges is not None:
+                if (trouble := trouble_of_places(self._adapter.weights, tensor.name, name, ranges)) is not None:
+                    return trouble
+                continue
             bound = math.inf
             if as_is:
-                bound = INFINITE_FROM.get(dtype or "", math.inf)
+                bound = usual_size_of_whole(dtype)
             elif tensor is not merge.copy:
                 bound = self._usual_size(tensor, dtype)
             most = largest(self._adapter.weights, tensor.name, bound)
@@ -135,25 +143,37 @@ class AdapterValues:
                 break
             if most > bound:
                 extreme = extreme or (name, most)
+            if tensor is not merge.copy:
+                odd = odd or trouble_of_dtype(self._adapter.weights, tensor.name, name)
             if name in self._rule.normalised and self._has_zero_column(tensor):
                 return Trouble(
                     certain=True, reason=f"a column of the adapter's {name} is zero, and PEFT divides by its length"
                 )
+            if name in self._rule.normalised and self._rule.orthogonal(self._settings) and self._is_dependent(tensor):
+                reason = f"a column of the adapter's {name} is made of those before it: what is left is divided by its length"
+                return Trouble(certain=False, reason=reason)
             if name in self._rule.shares and (trouble := self._trouble_of_shares(name, tensor)) is not None:
                 return trouble
         if extreme is not None and math.isnan(extreme[1]):
             return Trouble(certain=True, reason=f"the adapter's {extreme[0]} holds NaN or infinity")
         if extreme is not None and as_is:
-            return Trouble(certain=True, reason=f"the adapter's {extreme[0]} holds values that are infinity in {dtype}")
+            if extreme[1] > INFINITE_FROM.get(dtype or "", math.inf):
+                return Trouble(
+                    certain=True, reason=f"the adapter's {extreme[0]} holds values that are infinity in {dtype}"
+                )
+            reason = f"the adapter's {extreme[0]} holds values of up to {extreme[1]:.3g}, {WITH_WHICH}"
+            return Trouble(certain=False, reason=reason)
+        if odd is not None:
+            return odd
         if extreme is not None and extreme[1] > usual_size(dtype):
             why = f"the adapter's {extreme[0]} holds values of up to {extreme[1]:.3g}"
         elif (
             not as_is
             and merge.product is None
             and merge.into_weight
-            and (odd := odd_factor(self._adapter.config.fields, dtype))
+            and (factor := odd_factor(self._adapter.config.fields, dtype))
         ):
-            why = f"the adapter's config has {odd}"
+            why = f"the adapter's config has {factor}"
         else:
             return None
         reason = (
@@ -180,8 +200,11 @@ class AdapterValues:
         from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, rounded
 
         dtype = DTYPE_NAMES.get(tensor.dtype)
-        if dtype not in FLOATS or not tensor.shape:
+        if not tensor.shape:
             return None
+        if dtype not in FLOATS:
+            reason = f"the adapter's {name} is stored as {tensor.dtype}: PEFT can't add up its shares, or makes others"
+            return Trouble(certain=False, reason=reason)
         values = self.of(tensor)
         # In which order torch adds them up depends on the processor.
         left = [1 - rounded(np.add.accumulate(one, axis=-1)[..., -1:], dtype) for one in (values, values[..., ::-1])]
@@ -196,33 +219,58 @@ class AdapterValues:
     def _has_zero_column(self, tensor: TensorInfo) -> bool:
         import numpy as np
 
-        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
+        from adaptertool.projection.dtypes import READABLE
 
-        if DTYPE_NAMES.get(tensor.dtype) not in FLOATS or len(tensor.shape) != 2:
+        if tensor.dtype not in READABLE or len(tensor.shape) != 2:
             return False
         with np.errstate(over="ignore", under="ignore"):
             return not bool(np.linalg.norm(self.of(tensor), axis=0).all())
 
-    def _most_extreme_shared(self, dtype: str | None) -> tuple[str, float] | None:
+    def _is_dependent(self, tensor: TensorInfo) -> bool:
+        """Whether next to nothing is left of a column without those before it."""
+        import numpy as np
+
+        from adaptertool.projection.dtypes import READABLE
+
+        if tensor.dtype not in READABLE or len(tensor.shape) != 2:
+            return False
+        values = self.of(tensor).astype(np.float64)
+        if values.shape[1] > values.shape[0]:
+            return True
+        left = np.abs(np.diagonal(np.linalg.qr(values)[1]))
+        return bool((left < _NEXT_TO_NOTHING * np.linalg.norm(values, axis=0)).any())
+
+    def _most_extreme_shared(self, dtype: str | None) -> tuple[str, float] | Trouble | None:
         """A tensor that all layers share, stored right under `base_model.`, which PEFT loads, and its largest value.
 
-        NaN stands for NaN and infinity. None where all are of the usual size.
+        NaN stands for NaN and infinity. None where all are of the usual size. What else is wrong with one, where something is.
         """
         method, config = method_of(self._adapter.config), self._adapter.config
         rule = method.projections
         ignored = rule is not None and rule.flag is not None and not config.flag(rule.flag, rule.flag_default)
         extreme: tuple[str, float] | None = None
-        for name, tensor in self._adapter.weights.tensors.items():
-            if not name.startswith("base_model.") or name.startswith(PEFT_PREFIX):
-                continue
+        weights = self._adapter.weights
+        shared = {
+            name.removeprefix("base_model."): tensor
+            for name, tensor in weights.tensors.items()
+            if name.startswith("base_model.") and not name.startswith(PEFT_PREFIX)
+        }
+        for part, tensor in shared.items():
+            name = tensor.name
             trained = method.role(name, config) == "trainable"
             if (ignored and not trained) or tensor.nbytes > self._budget:
                 continue
             self._budget -= tensor.nbytes
+            if (ranges := self._rule.places(self._settings, part, shared, None)) is not None:
+                if (trouble := trouble_of_places(weights, name, part, ranges)) is not None:
+                    return trouble
+                continue
             bound = usual_size(dtype, trained=trained)
-            most = largest(self._adapter.weights, name, bound)
+            most = largest(weights, name, bound)
             if math.isnan(most):
                 return name, most
+            if (trouble := trouble_of_dtype(weights, name, part)) is not None:
+                return trouble
             if most > bound:
                 extreme = extreme or (name, most)
         return extreme

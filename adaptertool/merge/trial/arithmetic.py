@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptertool.merge.trial.extremes import LARGEST
+from adaptertool.merge.trial.extremes import LARGEST, USUAL_WEIGHT
 from adaptertool.projection.dtypes import from_bits, rounded, to_bits
 
 if TYPE_CHECKING:
@@ -83,11 +83,13 @@ class ProductMerge:
         room: Whether the sum can't overflow: it was computed, or the update stays below half of the dtype's largest number,
             so that adding it to a weight of like size can't.
         zero: Whether all of it is zero.
+        usual: Whether it is of a size that weights have (`USUAL_WEIGHT`).
     """
 
     finite: bool
     room: bool
     zero: bool
+    usual: bool = True
 
 
 def merge_product(
@@ -118,7 +120,9 @@ def merge_product(
         rows = float(np.sqrt(np.einsum("ij,ij->i", left, left).max()))
         columns = float(np.sqrt(np.einsum("ij,ij->j", right, right).max()))
         largest = rows * columns * abs(scale)
-        if largest < limit / 2 and (weight is None or largest + float(np.abs(weight).max(initial=0)) < limit):
+        if largest < min(limit / 2, USUAL_WEIGHT) and (
+            weight is None or largest + float(np.abs(weight).max(initial=0)) < limit
+        ):
             return ProductMerge(finite=True, room=True, zero=False)
         finite, largest = True, 0.0
         work = np.float64 if dtype == "float64" else np.float32
@@ -129,7 +133,8 @@ def merge_product(
             if weight is not None:
                 part = rounded(part + weight[start : start + _ROWS].reshape(part.shape), dtype)
             finite = finite and bool(np.isfinite(part).all())
-    return ProductMerge(finite, room=finite and (weight is not None or largest < limit / 2), zero=False)
+    room = finite and (weight is not None or largest < limit / 2)
+    return ProductMerge(finite, room, zero=False, usual=largest <= USUAL_WEIGHT)
 
 
 def merge_rescaled(
@@ -161,7 +166,7 @@ def merge_rescaled(
         # No element is longer than its row. A row that is zero was of length zero when training began.
         zeros = bool((~due.astype(bool) & ~left.any(axis=1)).any())
         usual = float(np.abs(due).max(initial=0)) < min(_USUAL_LENGTH, LARGEST[dtype])
-        return ProductMerge(factor_is_finite, update.finite and usual and not zeros, zero=False)
+        return ProductMerge(factor_is_finite, update.finite and usual and not zeros, zero=False, usual=update.usual)
     work = np.float64 if dtype == "float64" else np.float32
     finite = True
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -170,7 +175,8 @@ def merge_rescaled(
             total = weight[rows].astype(work) + (left[rows].astype(work) @ right.astype(work)) * work(scale)
             factor = due[rows].astype(work) / np.sqrt(np.sum(total * total, axis=1))
             finite = finite and bool(np.isfinite(rounded(factor[:, None] * total, dtype)).all())
-    return ProductMerge(finite, room=finite, zero=False)
+    usual = update.usual and float(np.abs(due).max(initial=0)) < _USUAL_LENGTH
+    return ProductMerge(finite, room=finite, zero=False, usual=usual)
 
 
 def _is_finite_factor(factor: float, dtype: str) -> bool:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from adaptertool.checkpoint.finite import first_not_finite
 from adaptertool.findings import Finding
-from adaptertool.merge.trial.extremes import INFINITE_FROM, largest
+from adaptertool.merge.adapter.adapted import PEFT_PREFIX
+from adaptertool.merge.result import LayerResult
+from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES
+from adaptertool.merge.trial.extremes import INFINITE_FROM, WITH_WHICH, largest, usual_size_of_whole
 from adaptertool.methods import method_of
 
 if TYPE_CHECKING:
@@ -17,45 +20,57 @@ if TYPE_CHECKING:
     from adaptertool.methods.base import Projections
 
 
-def broken_beside(adapter: Adapter, dtype: str | None, most_bytes: float) -> Iterator[Finding]:
-    """The saved modules and biases with values that are NaN or infinite in the base's dtype: no merge looks at them.
+def values_beside(adapter: Adapter, dtype: str | None) -> tuple[Finding | LayerResult, ...]:
+    """The saved modules and biases with values that are NaN or infinite in the base's dtype, or larger than training makes.
+
+    No merge looks at them.
 
     Args:
         adapter: The adapter.
         dtype: That in which the base is loaded; None where it is not known.
-        most_bytes: Tensors that are larger are not looked at.
     """
     method = method_of(adapter.config)
-    bound = INFINITE_FROM.get(dtype or "", math.inf)
-    broken = [
-        name
+    usual, infinite = usual_size_of_whole(dtype), INFINITE_FROM.get(dtype or "", math.inf)
+    sizes = {
+        name: largest(adapter.weights, name, usual)
         for name, tensor in adapter.weights.tensors.items()
-        if method.role(name, adapter.config) in ("saved-module", "bias") and tensor.nbytes <= most_bytes
-        if not largest(adapter.weights, name, bound) <= bound
-    ]
+        if method.role(name, adapter.config) in ("saved-module", "bias") and tensor.nbytes <= most_bytes(adapter)
+    }
+    broken = [name for name, most in sizes.items() if math.isnan(most) or most > infinite]
     if broken:
-        yield Finding(
-            "ADP204",
+        message = (
             f"{broken[0]} holds NaN, infinity, or values beyond the base's dtype: it takes the base's place as it is, "
-            "safe_merge=True does not look at it, and the merged model is broken",
-            tuple(broken),
-            len(broken),
+            "safe_merge=True does not look at it, and the merged model is broken"
         )
+        return (Finding("ADP204", message, tuple(broken), len(broken)),)
+    return tuple(
+        LayerResult(
+            name.removeprefix(PEFT_PREFIX).rpartition(".")[0],
+            "unknown",
+            reason=f"{name} holds values of up to {most:.3g}, {WITH_WHICH}",
+        )
+        for name, most in sizes.items()
+        if most > usual
+    )
 
 
-def broken_for_all(adapter: Adapter, most_bytes: float) -> Iterator[Finding]:
+def most_bytes(adapter: Adapter) -> float:
+    """How large a tensor can be that is looked at."""
+    return math.inf if adapter.folder.kind == "local" else REMOTE_SCAN_BYTES
+
+
+def broken_for_all(adapter: Adapter) -> Iterator[Finding]:
     """Projections of which all layers have NaN, whichever these are.
 
     Args:
         adapter: The adapter.
-        most_bytes: Tensors that are larger are not looked at.
     """
     rule, tensors = _loaded(adapter), adapter.weights.tensors
     if rule is None:
         return
     for one in rule.stored(tensors, adapter.config):
         name = one.canonical
-        if name != rule.canonical_name(one.kind) or tensors[name].nbytes > most_bytes:
+        if name != rule.canonical_name(one.kind) or tensors[name].nbytes > most_bytes(adapter):
             continue
         if first_not_finite(adapter.weights, name) is not None:
             message = f"{name} holds NaN or infinity, and PEFT makes every layer's update of it"

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adaptertool.merge.result import HAZARD, LayerResult
-from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES, AdapterValues, Trouble
+from adaptertool.merge.trial.adapter_values import REMOTE_SCAN_BYTES, AdapterValues
 from adaptertool.merge.trial.base_values import BaseValues
+from adaptertool.merge.trial.extremes import USUAL_TENSOR, USUAL_WEIGHT
 from adaptertool.merge.trial.hazards import Hazards
 from adaptertool.merge.trial.layer_merge import layer_merge
+from adaptertool.merge.trial.trouble import Trouble
 from adaptertool.words import plural
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Trial:
         self.dtypes: set[str] = set()
         self.changes = False
         self.not_examined: list[str] = []
-        self._values = AdapterValues(case.adapter, case.rule)
+        self._values = AdapterValues(case.adapter, case.rule, case.settings)
         self._base_values = BaseValues(case.base, all_biases=all_biases)
 
     @property
@@ -118,7 +120,7 @@ class Trial:
         )
         if layer.status != "ok":
             return result
-        trouble = self._values.look_through(merge, self._dtype_of(merge))
+        trouble = self._values.look_through(merge, self._dtype_of(merge), self._shape_of(merge))
         if trouble is None and merge.into_weight:
             trouble = self._try_weight(merge)
         if trouble is not None and trouble.certain:
@@ -162,6 +164,12 @@ class Trial:
         if self.dtype is not None or merge.weight not in self.base.files:
             return self.dtype
         return TORCH_DTYPES.get(self.base.tensor(merge.weight).dtype)
+
+    def _shape_of(self, merge: LayerMerge) -> tuple[int, ...] | None:
+        """The shape of the weight that is merged into; of a quantised one the file has another."""
+        if merge.weight not in self.base.files or merge.layer.layer_type == "quantized":
+            return None
+        return self.base.tensor(merge.weight).shape
 
     def _try_weight(self, merge: LayerMerge) -> Trouble | None:
         """Whether the weight that is merged into is finite, where it was read, and whether what is added overflows."""
@@ -246,6 +254,13 @@ class Trial:
             return replace(
                 result, status="blocked", code="ADP204", reason=f"merging in {dtype} gives NaN or infinity: {seen}"
             )
+        if merged.update_norm > USUAL_TENSOR:
+            return replace(
+                result,
+                status="unknown",
+                reason=f"the update has a length of {merged.update_norm:.3g}, as no training makes it: what the model "
+                f"computes with it may overflow {dtype}",
+            )
         if merged.rounding_loss is not None and merged.rounding_loss > self.threshold:
             return replace(
                 result,
@@ -284,6 +299,12 @@ def _overflow(product: Product, merged: ProductMerge, dtype: str) -> Trouble | N
             if product.lengths is None
             else f"the adapter's {product.lengths} has zeros, or values with which the merged weights may overflow "
             f"{dtype}, and what becomes of them can't be told without reading the base's weights",
+        )
+    if not merged.usual:
+        return Trouble(
+            certain=False,
+            reason=f"the update has numbers of more than {USUAL_WEIGHT:.0f}, as no training makes them: what the model "
+            f"computes with them may overflow {dtype}",
         )
     return None
 
