@@ -257,10 +257,12 @@ _CODES = (
         "ADP210",
         "tensors-not-loaded",
         "warning",
-        "The file holds tensors that PEFT does not load, because the adapter's config makes no place for them.",
+        "The file holds tensors that PEFT does not load, because the adapter's config makes no place for them; or "
+        "that it loads only if the adapter is given the name that they hold, as in lora_A.default.weight.",
         "PEFT goes by the config: it attaches to the layers that target_modules names, and leaves out what a file holds "
         "beyond that without an error. The update that these tensors hold takes part in nothing, merged or not.",
-        "Restore the adapter_config.json that was saved with these weights.",
+        "Restore the adapter_config.json that was saved with these weights; or save the adapter again, with PEFT's "
+        "save_pretrained, where its names are those of a model's own state dict.",
         "adaptertool check-merge ./adapter --base ./base",
     ),
     Code(
