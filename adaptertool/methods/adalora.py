@@ -27,9 +27,21 @@ def _refused(settings: Mapping[str, Any]) -> str | None:
         return f"total_step is {steps!r}, and PEFT raises ValueError where it is not above 0"
     if first >= steps - last:
         return f"tinit is {first}, tfinal {last} and total_step {steps}, which leaves no steps between: PEFT raises ValueError"
+    patterns = settings.get("rank_pattern")
+    if isinstance(patterns, dict) and not all(isinstance(kept, list) for kept in patterns.values()):
+        return "its rank_pattern has entries that are no lists, and PEFT raises"
     if number(settings, "orth_reg_weight") < 0:
         return "orth_reg_weight is below 0, with which PEFT raises ValueError"
     return None
+
+
+def _undecided(config: Mapping[str, Any]) -> str | None:
+    """Its config class inherits what only LoRA's layers use."""
+    field = next((field for field in _OF_LORA if config.get(field) is not None), None)
+    return f"its config has {field}, of which AdaLoRA makes nothing: PEFT may raise for it" if field else None
+
+
+_OF_LORA = ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config")
 
 
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
@@ -71,6 +83,7 @@ ADALORA = PlainMethod(
     merge=MergeRule(
         tensors=_tensors,
         refused=_refused,
+        undecided=_undecided,
         kinds=LINEAR | CONV1D | CONV,
         hazard=hazard,
         base_module=base_module,

@@ -148,13 +148,36 @@ def _block_diagonal(table: Mapping[str, Any], place: Place, rank: int) -> dict[s
     return {"lora_B.weight": (place.out, rank // blocks)} if up else {}
 
 
+def _refuse_below_zero(table: Mapping[str, Any], field: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = table.get(name, 1)
+        refuse(
+            not isinstance(value, (int, float)) or not value > 0,
+            f"{field} says {value!r} for {name}, with which PEFT raises",
+        )
+
+
+_OF_MONTECLORA = ("num_samples", "use_entropy", "dirichlet_prior", "sample_scaler", "kl_loss_weight", "buffer_size")
+"""The fields of `MontecloraConfig`."""
+
+
 def _velora(table: Mapping[str, Any], place: Place, _: int) -> dict[str, Shape]:
     groups = integer(table, "num_groups", 1) if "num_groups" in table else 64
+    _refuse_below_zero(table, "velora_config", ("scale",))
+    how = table.get("init_type", "random")
+    refuse(
+        how not in ("batch_average_once", "batch_average", "random"),
+        f"velora_config says {how!r} for init_type, with which PEFT raises ValueError",
+    )
     return {"lora_velora_embed": (-(-place.into // groups),)}
 
 
 def _monteclora(table: Mapping[str, Any], _: Place, rank: int) -> dict[str, Shape]:
+    # Of a table with other fields PEFT makes no config, and what it looks for in the table leads it round in a circle.
+    strange = next((field for field in table if field not in _OF_MONTECLORA), None)
+    refuse(strange is not None, f"monteclora_config has {strange}, for which PEFT raises RecursionError")
     samples = integer(table, "num_samples", 1) if "num_samples" in table else 8
+    _refuse_below_zero(table, "monteclora_config", ("dirichlet_prior", "buffer_size"))
     names = {"std_prior": (rank,), "expert_weights_prior": (samples,)}
     state = {"gaussian_var_prior": (rank, rank), "expert_weights": (samples,)}
     return {f"lora_monteclora_sampler.{name}": shape for name, shape in {**names, **state}.items()}

@@ -157,6 +157,12 @@ def test_values_that_no_training_makes(
         ("ROAD", {"variant": {"q_proj": "x"}}),
         ("IA3", {"feedforward_modules": 3}),
         ("LORA", {"kasa_config": {}, "use_dora": True}),
+        ("LORA", {"monteclora_config": {"q_proj": "x"}}),
+        ("LORA", {"monteclora_config": {"buffer_size": 0}}),
+        ("LORA", {"velora_config": {"scale": -1}}),
+        ("LORA", {"velora_config": {"init_type": "x"}}),
+        ("ADALORA", {"rank_pattern": {"q_proj": "x"}}),
+        ("ADALORA", {"monteclora_config": {"q_proj": "x"}}),
     ],
 )
 def test_fields_for_which_peft_raises(peft_type: str, fields: dict[str, Any], bases: Bases, tmp_path: Path) -> None:
