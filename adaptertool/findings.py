@@ -174,7 +174,8 @@ _CODES = (
         "The adapter trained a bias for a layer that has none in the base model.",
         "PEFT can add a bias update only to a bias. merge_and_unload raises at the first such layer and leaves the model "
         "partly merged.",
-        "Serve the adapter unmerged, train it on layers that have a bias, or load a base whose config turns the biases on.",
+        "Serve the adapter unmerged; or do as check-merge says for this base: it names the config fields that create the "
+        "missing biases, or the layers that have one, to train on.",
         "adaptertool check-merge ./adapter --base ./base",
     ),
     Code(
@@ -200,7 +201,8 @@ _CODES = (
         "merged-not-finite",
         "error",
         "Merging gives NaN or infinity.",
-        "merge_and_unload(safe_merge=True) raises; without safe_merge the broken values are written without an error.",
+        "merge_and_unload(safe_merge=True) raises where it sees them, which is before the sum is rounded to the base's dtype: "
+        "an overflow in float16 passes. Then, and without safe_merge, the broken values are written without an error.",
         "Go back to an earlier checkpoint of the training run, or merge in a dtype with a larger range.",
         "adaptertool check-merge ./adapter --base ./base --dtype float32",
     ),
@@ -212,7 +214,8 @@ _CODES = (
         "part when the merged weights are quantised again.",
         "The merged model is not what the adapter computes. Quantised to 4 bits, small models lost as much as the whole "
         "update, and to 8 bits up to half of it.",
-        "Merge in a wider dtype, or into the base as it was before it was quantised; or serve the adapter unmerged.",
+        "Merge in a wider dtype, or into the base as it was before it was quantised; or serve the adapter unmerged. Of a "
+        "bias, more than a quarter of the update's length counts as large; --threshold sets another share.",
         "adaptertool check-merge ./adapter --base ./base --dtype float32",
     ),
     Code(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from adaptertool.merge.base.paths import pattern_of
 from adaptertool.report.findings_text import findings_text
 from adaptertool.report.layout import Records, bullets
 from adaptertool.report.pipeline import summary_of
@@ -14,7 +15,7 @@ from adaptertool.report.styles import LAYERS, MERGES
 from adaptertool.words import collapsed, plural, printable, shortened, size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from adaptertool.merge.result import LayerResult
     from adaptertool.operations.check_merge import MergeReport
@@ -82,18 +83,28 @@ def _ranges(layers: Sequence[LayerResult]) -> Records:
     for layer in sorted(layers, key=lambda one: _ORDER.index(one.status)):
         groups.setdefault((layer.status, layer.code, layer.has_bias, layer.layer_type), []).append(layer)
     for (status, code, has_bias, layer_type), members in groups.items():
-        losses = [member.rounding_loss for member in members if member.rounding_loss is not None]
-        rows += [
-            (
-                Text(status, style=LAYERS[status]),
-                Text(_kind(code, layer_type)),
-                Text(_bias(has_bias)),
-                Text(_loss(max(losses)) if losses else ""),
-                Text(shortened(line, 400)),
+        for line, alike in _alike(members):
+            losses = [member.rounding_loss for member in alike if member.rounding_loss is not None]
+            rows.append(
+                (
+                    Text(status, style=LAYERS[status]),
+                    Text(_kind(code, layer_type)),
+                    Text(_bias(has_bias)),
+                    Text(_loss(max(losses)) if losses else ""),
+                    Text(shortened(line, 400)),
+                )
             )
-            for line in collapsed(printable(member.module) for member in members)
-        ]
     return Records(("", "finding", "bias", ">loss", "layers"), rows)
+
+
+def _alike(members: Sequence[LayerResult]) -> Iterator[tuple[str, list[LayerResult]]]:
+    """The layers that differ in their number alone, and a line that names them all."""
+    groups: dict[str, list[LayerResult]] = {}
+    for member in members:
+        groups.setdefault(pattern_of(member.module), []).append(member)
+    for alike in groups.values():
+        for line in collapsed(printable(member.module) for member in alike):
+            yield line, alike
 
 
 def _every_layer(layers: Sequence[LayerResult]) -> Records:
