@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.methods.merging import LINEAR, MergeRule
 from adaptertool.methods.plain import OfTheBase, PlainMethod
-from adaptertool.methods.shapes import integer, rank_of
+from adaptertool.methods.shapes import by_pattern, integer, rank_of
 
 if TYPE_CHECKING:
     from adaptertool.methods.shapes import Place, Places, Settings, Shapes
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def _tensors(settings: Settings, place: Place, _: Places) -> Shapes:
     integer(settings, "r", 1)
     rank = rank_of(settings, place.module)
+    by_pattern(settings, "delora_lambda", "lambda_pattern", place.module)
     return {
         "delora_A": (rank, place.into),
         "delora_B": (place.out, rank),

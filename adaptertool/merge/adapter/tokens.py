@@ -194,10 +194,12 @@ def misfit_of_tokens(adapter: Adapter, layer: AdaptedLayer, weight: TensorInfo |
     indices = _indices(adapter.config.fields, layer.module)
     if indices is not None and rows[:1] != (len(indices),):
         return f"the adapter holds rows for {rows[0] if rows else 0} tokens, and its config names {len(indices)}"
+    if len(rows) != 2:
+        return f"the adapter's tokens have shape {list(rows)}, and PEFT makes a matrix: it raises a size mismatch"
     # A copy of the resized embedding in the adapter is loaded into a model that was resized as well.
     if weight is None or len(weight.shape) != 2:
         return None
-    if len(rows) == 2 and rows[1] != weight.shape[1]:
+    if rows[1] != weight.shape[1]:
         return f"the adapter's tokens have {rows[1]} values each, and the base's {weight.shape[1]}"
     beyond = [index for index in indices or () if index >= weight.shape[0]]
     if beyond:
