@@ -8,7 +8,14 @@ from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import OWN_NAME
 from adaptertool.merge.adapter.saved import saved_modules
 from adaptertool.merge.adapter.tokens import misfits_of_copies
-from adaptertool.merge.adapter.whole import lacking_findings, lacking_tokens, misfits, nested, other_labels
+from adaptertool.merge.adapter.whole import (
+    heads_that_differ,
+    lacking_findings,
+    lacking_tokens,
+    misfits,
+    nested,
+    other_labels,
+)
 from adaptertool.merge.base.sizes import mismatch_findings
 from adaptertool.merge.result import CONTRADICTION, HAZARD
 from adaptertool.merge.trial.beside import broken_for_all
@@ -59,7 +66,8 @@ def findings_of(
     if case.live is not None:
         yield from lacking_findings(placement.unheld)
         yield from mismatch_findings(case.mismatched)
-    yield from lacking_tokens(adapter)
+    yield from heads_that_differ(adapter, layers)
+    yield from lacking_tokens(adapter, placement.accounted.left_out)
     yield from saved_modules(adapter, case.rule, case.adapted, case.live.bare if case.live is not None else ())
     yield from misfits_of_copies(placement.tokens)
     yield from (one for one in beside if isinstance(one, Finding))
@@ -93,10 +101,12 @@ def _of_layers(case: Case, fitted: Fitted, results: Sequence[LayerResult]) -> tu
 def _of_loading(case: Case, fitted: Fitted, checked: Sequence[LayerResult]) -> Iterator[Finding]:
     """What the config makes of the file: tensors that have no place, layers that have no tensors, nothing to attach to."""
     attached = case.attached
-    ignored = (*attached.ignored, *fitted.ignored)
+    left_out = case.placement.accounted.left_out
+    ignored = (*attached.ignored, *fitted.ignored, *left_out)
     if ignored:
-        what = plural(attached.ignored_layers, "layer") if attached.ignored_layers else plural(len(ignored), "tensor")
-        why = "that its config does not target" if attached.ignored_layers else "that its config makes no place for"
+        of_layers = attached.ignored_layers and not left_out
+        what = plural(attached.ignored_layers, "layer") if of_layers else plural(len(ignored), "tensor")
+        why = "that its config does not target" if of_layers else "that its config and this base make no place for"
         message = f"The file holds {what} {why}: PEFT leaves them out at loading, and they are no part of the merge"
         yield Finding("ADP210", message, ignored, len(ignored))
     own_named = tuple(name for layer in attached.layers for name in layer.own_named)

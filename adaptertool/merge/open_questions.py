@@ -26,6 +26,10 @@ _OWN_NAMED = (
 )
 _DRAWN = "the adapter's file lacks tensors of it: PEFT makes them at loading, and merges values that nobody trained"
 _TWICE = "the file has layers of one stack under two names, of which the model has one: the other PEFT does not load"
+_NAMED = (
+    "whether the model has it under this name can't be told from the base's files; PEFT leaves out what the model has no such "
+    "module for"
+)
 _UNNAMED = (
     "the config names no target_modules, and which ones PEFT takes depends on the class that the base is loaded as"
 )
@@ -48,7 +52,9 @@ def with_open_questions(case: Case, fitted: Fitted, results: Sequence[LayerResul
         results: What the trial found for each layer.
     """
     everywhere = _of_all(case, fitted)
+    unsure = case.placement.accounted.open
     some = {
+        **dict.fromkeys(unsure, _NAMED),
         **dict.fromkeys(_under_two_names(fitted), _TWICE),
         **dict.fromkeys(_drawn(case, fitted), _DRAWN),
         **dict.fromkeys(case.attached.named, _OWN_NAMED),
@@ -57,6 +63,7 @@ def with_open_questions(case: Case, fitted: Fitted, results: Sequence[LayerResul
     return (
         *(replace(one, status="unknown", reason=why) if why is not None else one for one, why in asked),
         *(LayerResult(module, "unknown", reason=_TARGETED) for module in case.attached.open),
+        *(LayerResult(one, "unknown", reason=_NAMED) for one in unsure if one not in case.placement.modules),
         *([LayerResult("target_modules", "unknown", reason=_FUSED)] if case.targets.open else []),
         *(one for one in other_labels(case.adapter, case.layers) if isinstance(one, LayerResult)),
     )
@@ -69,6 +76,7 @@ def _of_all(case: Case, fitted: Fitted) -> str | None:
         return _OWN_NAMED
     return (
         fitted.untold
+        or case.placement.accounted.mismatch
         or case.rule.undecided(config.fields)
         or unknown_settings(config)
         or odd_settings(config)

@@ -14,7 +14,7 @@ from adaptertool.merge.adapter.adapted import PEFT_PREFIX, adapted_layers, misna
 from adaptertool.merge.adapter.case import case_of
 from adaptertool.merge.adapter.fit import Fitting
 from adaptertool.merge.adapter.settings import refused
-from adaptertool.merge.base.code import load_dtype
+from adaptertool.merge.base.dtype import load_dtype
 from adaptertool.merge.base.files import open_base
 from adaptertool.merge.findings import findings_of
 from adaptertool.merge.open_questions import open_without_model, with_open_questions
@@ -144,7 +144,7 @@ def check_merge(
     base_model = _open_base(opened, base, base_revision, token)
     case = case_of(opened, rule, adapted, base_model, ask_model=ask_model)
     fitted = Fitting(case).fitted()
-    load = dtype or load_dtype(base_model.config)
+    load = dtype or load_dtype(base_model)
     trial = Trial(case, load, threshold, all_biases=all_biases)
     fitted, results = with_followers(case, fitted, trial.run(fitted.pairs))
     checked = with_open_questions(case, fitted, results)

@@ -386,7 +386,8 @@ def _entry_of(classes: Sequence[type[PreTrainedModel]], config: PreTrainedConfig
     flags = {flag: value for flag, value in bias_flags(config).items() if flag in used}
     return {
         "prefixes": sorted(prefixes - {""}),
-        "classes": [model_class.__name__ for model_class in classes],
+        "classes": {one.__name__: roots_of(one, config) if one in built else [] for one in classes},
+        "generating": [one.__name__ for one in built if hasattr(one, "prepare_inputs_for_generation")],
         "ties": tied_layers(built, config),
         "flags": flags,
         "counts": {stack: field for stack, field in sorted(counts.items()) if field},
@@ -394,6 +395,16 @@ def _entry_of(classes: Sequence[type[PreTrainedModel]], config: PreTrainedConfig
         "parts": {part: [part_type, *sorted(paths)] for part, (part_type, paths) in sorted(parts.items())},
         "layers": grouped,
     }
+
+
+def roots_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> list[str]:
+    """Where the parameters of a class are: the paths of modules, no further than two names or a layer number."""
+    roots: set[str] = set()
+    for name, _ in _small(model_class, config).named_parameters(remove_duplicate=False):
+        parts = name.split(".")[:-1]
+        at = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts))
+        roots.add(".".join(parts[: min(at, 2)]))
+    return sorted(roots - {""})
 
 
 def _small(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

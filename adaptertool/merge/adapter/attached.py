@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptertool.merge.adapter.adapted import AdaptedLayer
 from adaptertool.merge.adapter.experts import fused_experts
@@ -13,13 +13,15 @@ from adaptertool.merge.base.paths import numbers_in, pattern_of, with_numbers
 from adaptertool.words import natural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.merge.adapter.experts import FusedExperts
     from adaptertool.merge.adapter.targets import Targets
     from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
+    from adaptertool.merge.base.live import LiveModel
+    from adaptertool.methods.merging import MergeRule
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def attached_layers(
     adapted: Sequence[AdaptedLayer],
     targets: Targets,
     layers: BaseLayers,
-    tree: Mapping[str, CodeLayer] | None = None,
+    rule: MergeRule,
+    live: LiveModel | None = None,
 ) -> Attached:
     """What PEFT makes of this config and this file.
 
@@ -59,9 +62,11 @@ def attached_layers(
         adapted: The layers that its file holds tensors of.
         targets: What its config targets.
         layers: The base's layers.
-        tree: All layers of the model, by module path, where it was built.
+        rule: What the adapter's method needs.
+        live: The built model, where it was built.
     """
     fields = adapter.config.fields
+    tree = live.layers if live is not None else None
     kept: list[AdaptedLayer] = []
     ignored: list[str] = []
     doubtful: list[str] = []
@@ -77,9 +82,16 @@ def attached_layers(
         if layer.module in experts.modules:
             kept.append(layer)
             continue
-        names = (layer.module,) if tree is not None and layer.module in tree else today.of(layer.module)
+        if live is None:
+            names = today.of(layer.module)
+        elif live.has(rule.base_module(fields, layer.module)):
+            names = (layer.module,)
+        else:
+            names = (live.today[layer.module],) if layer.module in live.today else ()
         matches = [targets.match(name, code_of(name)) for name in names]
-        undecided = undecided or (bool(targets.parameters) and all(match is None for match in matches))
+        undecided = undecided or (
+            bool(targets.parameters) and bool(matches) and all(match is None for match in matches)
+        )
         if all(match is False for match in matches):
             # The name can be an older one, or today's in a class that the table does not know: the model tells.
             if tree is None and targets.match(layer.module, code_of(layer.module)):
@@ -89,7 +101,7 @@ def attached_layers(
             continue
         kept.append(layer)
     if tree is not None:
-        held = {name for layer in kept for name in (layer.module, *today.of(layer.module))}
+        held = {(live.today if live is not None else {}).get(layer.module, layer.module) for layer in kept}
         fresh = [
             path
             for path, layer in tree.items()
@@ -98,6 +110,7 @@ def attached_layers(
         open_ones: list[str] = []
     else:
         fresh, open_ones = _targeted(kept, adapted, targets, layers, today)
+        open_ones += _targeted_beside(fields, kept, targets, layers)
     everything = [*kept, *(AdaptedLayer(module, {}) for module in fresh)]
     everything.sort(key=lambda layer: natural(layer.module))
     # What is fused or tied is found by its saved names.
@@ -157,6 +170,21 @@ def _targeted(
                 open_ones.append(live)
                 break
     return fresh, open_ones
+
+
+def _targeted_beside(
+    fields: Mapping[str, Any], kept: Sequence[AdaptedLayer], targets: Targets, layers: BaseLayers
+) -> Iterator[str]:
+    """Live modules that the config targets and neither file has, if the model is of a class that has them, as with a head."""
+    held = {layer.module for layer in kept}
+    classes = layers.code.likely(fields, held)
+    for path in layers.code.patterns():
+        if "#" in path or path in held or layers.stored(path) is not None:
+            continue
+        if targets.match(path, layers.code.layer(path)) and any(
+            not layers.code.lacking((path,), one) for one in classes
+        ):
+            yield path
 
 
 def _alone(module: str, kept: Iterable[AdaptedLayer], targets: Targets) -> bool:

@@ -114,5 +114,5 @@ def case_of(adapter: Adapter, rule: MergeRule, adapted: Sequence[AdaptedLayer], 
 def _asked_for(adapted: Sequence[AdaptedLayer], placement: Placement) -> list[str]:
     """The modules by which the model's class is told, under the file's names and under those of today's code."""
     today, experts = NamesToday(placement.layers), placement.attached.experts.modules
-    named = (layer.module for layer in adapted if layer.module not in experts)
+    named = [layer.module for layer in adapted if layer.module not in experts] + [*placement.accounted.open]
     return list(dict.fromkeys(name for module in named for name in (module, *today.of(module))))

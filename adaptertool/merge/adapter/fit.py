@@ -82,7 +82,7 @@ class Fitting:
                 found = self._best_levels(adapted, layer)
             else:
                 problem = self._undeclared(adapted, layer) if layer.status == "ok" else None
-                found = _Outcome(problem, self._lacking_of_whole(adapted, layer))
+                found = _Outcome(problem, self._lacking_of_whole(adapted, layer), self._beyond_whole(adapted, layer))
             if found.missing or (self.rule.own_tensors and found.made and not adapted.tensors):
                 lacking[adapted.module] = found.missing
             ignored += [adapted.tensors[name].name for name in found.extra]
@@ -182,7 +182,10 @@ class Fitting:
             return _Outcome(reasons[0])
         if self.targets.is_open(adapted, ways):
             return _Outcome(untold="which parameters the adapter's tensors are for can't be told without the model")
-        return _Outcome(missing=tuple(_other_halves(adapted.tensors)))
+        stems = ("base_layer." * depth for depth in range(len(ways[0])))
+        due = {stem + factor for stem in stems for factor in _FACTORS}
+        extra = tuple(name for name in adapted.tensors if name not in due)
+        return _Outcome(missing=tuple(_other_halves(adapted.tensors)), extra=extra)
 
     def _misfit_of_levels(self, adapted: AdaptedLayer, levels: Levels, weight: tuple[int, ...] | None) -> str | None:
         """Why PEFT raises if it wraps the parameters in this order; the outermost wrapper holds what it wraps last."""
@@ -206,6 +209,15 @@ class Fitting:
         return tuple(
             name for name, stored in names.items() if stored in self.base.files and name not in adapted.tensors
         )
+
+    def _beyond_whole(self, adapted: AdaptedLayer, layer: Layer) -> tuple[str, ...]:
+        """The tensors of such a module of which the base has none."""
+        prefix = self.rule.whole_module
+        if prefix is None or layer.status != "ok" or is_token_layer(adapted):
+            return ()
+        has_none = layer.stored is not None and layer.bias is None and f"{layer.stored}.weight" in self.base.files
+        due = [f"{prefix}.{leaf}" for leaf in (("weight",) if has_none else ("weight", "bias"))]
+        return tuple(name for name in adapted.tensors if name not in due)
 
     def _replaced(self, adapted: AdaptedLayer, layer: Layer) -> dict[str, TensorInfo]:
         """The base's tensors that the adapter's take the place of."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptertool.merge.adapter.accounted import accounted
 from adaptertool.merge.adapter.attached import attached_layers
 from adaptertool.merge.adapter.demands import layer_for
 from adaptertool.merge.adapter.tokens import trained_tokens, without_copies
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adaptertool.checkpoint.adapter import Adapter
+    from adaptertool.merge.adapter.accounted import Accounted
     from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.merge.adapter.attached import Attached
     from adaptertool.merge.adapter.targets import Targets
@@ -36,6 +38,7 @@ class Placement:
         attached: What PEFT attaches, and what not.
         pairs: Every layer that the adapter changes, in the order of its file, with what is known of the base's.
         unheld: Tensors that PEFT looks up in the adapter's file and that it lacks, if the model has such modules.
+        accounted: What became of the tensors of the adapter's file.
         settled: Whether files and configs, or the built model, tell all of this.
     """
 
@@ -45,6 +48,7 @@ class Placement:
     attached: Attached
     pairs: tuple[tuple[AdaptedLayer, Layer], ...]
     unheld: tuple[str, ...]
+    accounted: Accounted
     settled: bool
 
     @property
@@ -84,7 +88,7 @@ def place(
     shared = SharedTensors(layers, fields, live.ties if live is not None else None)
     tokens = trained_tokens(adapter, targets, shared)
     own = without_copies(adapter, adapted, tokens, targets, shared)
-    attached = attached_layers(adapter, own, targets, layers, tree)
+    attached = attached_layers(adapter, own, targets, layers, rule, live)
     beside = (one for one in tokens.layers if all(one.module != other.module for other in own))
     known = {
         layer.module: layer for _, layer in (before.pairs if before is not None else ()) if layer.status != "unknown"
@@ -105,12 +109,21 @@ def place(
         )
         for one in (*attached.layers, *beside)
     )
-    unheld = lacking(adapter, layers, {one.module for one, _ in pairs}, tree)
+    unheld = lacking(adapter, layers, {one.module for one, _ in pairs}, live)
     unsure = any(layer.status == "unknown" or shared.of(layer.module) is None for _, layer in pairs)
     if live is None:
         levels = ((one, targets.levels_of(one.module, layers.code.layer(one.module))) for one in attached.layers)
         unsure = unsure or any(
             targets.is_open(one, ways) for one, ways in levels if one.module not in attached.experts.modules
         )
+    # Experts that PEFT fuses have names of their own in the file.
+    of_layers = {
+        tensor.name: None if layer.module in attached.experts.modules else rule.base_module(fields, layer.module)
+        for layer in adapted
+        for tensor in layer.tensors.values()
+    }
+    tied = {*tokens.owners, *(layer.module for layer in adapted if fields.get("ensure_weight_tying"))}
+    found = accounted(adapter, layers, {one.module for one, _ in pairs} | tied, of_layers, live)
+    unsure = unsure or bool(found.open or found.mismatch)
     settled = not (targets.open or attached.open or attached.undecided or unheld or unsure)
-    return Placement(layers, shared, tokens, attached, pairs, unheld, settled)
+    return Placement(layers, shared, tokens, attached, pairs, unheld, found, settled)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
+from adaptertool.merge.adapter.settings import table
 from adaptertool.merge.result import LayerResult
 
 if TYPE_CHECKING:
@@ -23,10 +24,31 @@ HEADS_OF_TASKS = ("classifier", "score", "qa_outputs")
 """What PEFT adds to the entries for a task, whatever the model calls its head (`peft/peft_model.py`)."""
 
 
+_HEADS_OF = {"SEQ_CLS": HEADS_OF_TASKS[:2], "TOKEN_CLS": HEADS_OF_TASKS[:2], "QUESTION_ANS": HEADS_OF_TASKS[2:]}
+
+
 def saved_entries(adapter: Adapter) -> tuple[str, ...]:
-    """The entries of the config's `modules_to_save`."""
-    named = adapter.config.fields.get("modules_to_save")
-    return tuple(name for name in named if isinstance(name, str) and name) if isinstance(named, list) else ()
+    """The entries of `modules_to_save`, those included that PEFT adds to the config's for its task.
+
+    A method's config without this field has none: PEFT leaves out what it does not know.
+    """
+    config = adapter.config
+    if "modules_to_save" not in table()["fields"].get(config.peft_type, ("modules_to_save",)):
+        return ()
+    named, task = config.fields.get("modules_to_save"), config.fields.get("task_type")
+    own = [name for name in named if isinstance(name, str) and name] if isinstance(named, list) else []
+    return tuple(dict.fromkeys((*own, *(_HEADS_OF.get(task, ()) if isinstance(task, str) else ()))))
+
+
+def is_saved(module: str, entries: tuple[str, ...]) -> bool:
+    """Whether a module is saved whole, by itself or with one that holds it.
+
+    Args:
+        module: Its path.
+        entries: As of `saved_entries`.
+    """
+    parts = module.split(".")
+    return any(".".join(parts[:at]).endswith(entries) for at in range(1, len(parts) + 1))
 
 
 def open_entries(adapter: Adapter, rule: MergeRule, weighted: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapter.targets import Targets
     from adaptertool.merge.base.shared_tensors import SharedTensors
 
-_TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<name>(?:token_adapter\.)?trainable_tokens_delta)")
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?P<name>(?:token_adapter\.)?trainable_tokens_delta)")
 
 
 @dataclass(frozen=True)

@@ -12,24 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
-from adaptertool.merge.adapter.saved import HEADS_OF_TASKS, saved_entries
+from adaptertool.merge.adapter.saved import HEADS_OF_TASKS, is_saved, saved_entries
+from adaptertool.merge.base.sizes import made_shape
 from adaptertool.merge.result import LayerResult
 from adaptertool.methods import method_of
+from adaptertool.methods.shapes import is_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from adaptertool.checkpoint.adapter import Adapter
     from adaptertool.checkpoint.header import TensorInfo
-    from adaptertool.merge.base.code import CodeLayer
     from adaptertool.merge.base.layers import BaseLayers
+    from adaptertool.merge.base.live import LiveModel
     from adaptertool.merge.base.shared_tensors import SharedTensors
+    from adaptertool.methods.shapes import Shape
 
 _WRAPPED = ("base_layer", "token_adapter", "original_module", "modules_to_save")
 """What stands in a tensor's name between a module that PEFT wrapped and its parameter."""
 
 _LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 """Tasks whose heads have a row for each label."""
+
+_LABELLED_HEADS = (".classifier", ".score", ".classifier.out_proj")
+"""What ends the paths of the layers that have them."""
 
 _DEFAULT_LABELS = 2
 """As many labels does transformers take where a config does not tell (`configuration_utils.py`, read at 5.23)."""
@@ -72,14 +78,27 @@ def misfits(
 
 
 def other_labels(adapter: Adapter, layers: BaseLayers) -> Iterator[Finding | LayerResult]:
-    """Heads that the base's file lacks, with another number of labels than the base's config leads to."""
-    if adapter.config.fields.get("task_type") not in _LABELLED:
-        return
+    """Heads with another number of labels than the base's config leads to, in the adapter's file or in the base's own."""
+    task = adapter.config.fields.get("task_type")
+    classes = {name.rpartition("For")[2] for name in layers.code.likely(adapter.config.fields, ())}
     said = _labels(layers.base.config)
+    if classes == {"QuestionAnswering"} and said not in (None, _DEFAULT_LABELS):
+        reason = (
+            f"the base's config names {said} labels, and a head for questions has a start and an end: some models make it "
+            "with as many rows as labels, and some raise"
+        )
+        yield LayerResult("qa_outputs", "unknown", reason=reason)
+    if classes and all(name.endswith("Classification") for name in classes):
+        yield from _labels_of_the_base(layers, _DEFAULT_LABELS if said is None else said)
+    if task not in _LABELLED:
+        return
     for name, tensor in adapter.weights.tensors.items():
         module = _module_of(name)
-        head = module.endswith(("classifier", "score", "classifier.out_proj"))
-        if not (head and name == f"{PEFT_PREFIX}{module}.weight" and len(tensor.shape) == 2) or layers.stored(module):
+        if not (
+            f".{module}".endswith(_LABELLED_HEADS)
+            and name == f"{PEFT_PREFIX}{module}.weight"
+            and len(tensor.shape) == 2
+        ) or layers.stored(module):
             continue
         labels = tensor.shape[0]
         if labels == (_DEFAULT_LABELS if said is None else said):
@@ -96,6 +115,45 @@ def other_labels(adapter: Adapter, layers: BaseLayers) -> Iterator[Finding | Lay
                 f"if the base is loaded with num_labels={labels}, and raises a size mismatch else"
             )
             yield LayerResult(module, "unknown", reason=reason)
+
+
+def _labels_of_the_base(layers: BaseLayers, labels: int) -> Iterator[Finding]:
+    """Heads in the base's file that transformers does not load into the model of its config."""
+    if layers.quantization is not None:
+        return
+    for module, leaves in layers.modules.items():
+        if "weight" in leaves and f".{module}" in _LABELLED_HEADS and layers.code.lists(module):
+            shape = layers.base.tensor(f"{module}.weight").shape
+            if len(shape) == 2 and shape[0] != labels:
+                message = (
+                    f"The base's config does not fit its file: {module} has {shape[0]} labels there, and the config leads to "
+                    f"{labels}. transformers raises when it loads the base, or, where it is told to ignore that, draws the "
+                    "layer at random"
+                )
+                yield Finding("ADP203", message, (f"{module}.weight",), 1)
+
+
+def heads_that_differ(adapter: Adapter, layers: BaseLayers) -> Iterator[Finding]:
+    """Saved modules that the base's file lacks, in shapes that its code does not make, whatever the number of labels is."""
+    entries = saved_entries(adapter)
+    held = adapter.weights.tensors
+    for name, tensor in held.items():
+        module, leaf = _module_of(name), name.rpartition(".")[2]
+        if name != f"{PEFT_PREFIX}{module}.{leaf}" or leaf not in ("weight", "bias") or not entries:
+            continue
+        layer = layers.code.layer(module)
+        if layer is None or layer.kind not in ("linear", "embedding") or not is_saved(module, entries):
+            continue
+        weight = held.get(f"{PEFT_PREFIX}{module}.weight")
+        made: Shape = made_shape(layers.code, module) or (None, None)
+        rows = made[:1] if weight is None else weight.shape[:1]
+        if layers.stored(module) is None and not is_of(tensor.shape, made if leaf == "weight" else rows):
+            due = " x ".join("?" if one is None else str(one) for one in (made if leaf == "weight" else rows))
+            message = (
+                f"The adapter's file holds the {leaf} of {module} as {_text(tensor.shape)}, and the model makes it {due}: "
+                "PEFT raises a size mismatch at loading"
+            )
+            yield Finding("ADP203", message, (name,), 1)
 
 
 def nested(adapter: Adapter) -> Iterator[Finding]:
@@ -117,16 +175,14 @@ def nested(adapter: Adapter) -> Iterator[Finding]:
         yield Finding("ADP207", message, tuple(names), 1)
 
 
-def lacking(
-    adapter: Adapter, layers: BaseLayers, adapted: Collection[str], live: Mapping[str, CodeLayer] | None
-) -> tuple[str, ...]:
+def lacking(adapter: Adapter, layers: BaseLayers, adapted: Collection[str], live: LiveModel | None) -> tuple[str, ...]:
     """The tensors of modules to save that PEFT looks up and the file lacks.
 
     Args:
         adapter: The adapter.
         layers: The base's layers.
         adapted: Modules that the method itself attaches to, which are saved under other names.
-        live: The layers of the built model. Without it the answer goes by the base's file, and is a guess: the file can hold
+        live: The built model. Without it the answer goes by the base's file, and is a guess: the file can hold
             what the model does not.
     """
     entries = saved_entries(adapter)
@@ -134,30 +190,39 @@ def lacking(
         return ()
     held = adapter.weights.tensors
     if live is not None:
-        names = (
-            f"{PEFT_PREFIX}{path}.{leaf}"
-            for path, layer in live.items()
-            if path not in adapted and _is_saved(path, entries) and not layers.is_quantized(layers.stored(path) or "")
-            for leaf in layer.parameters or ()
+        paths = ((name, name.rpartition(".")[0]) for name in live.parameters)
+        return tuple(
+            f"{PEFT_PREFIX}{name}"
+            for name, path in paths
+            if f"{PEFT_PREFIX}{name}" not in held and path not in adapted and is_saved(path, entries)
+            if not layers.is_quantized(layers.stored(path) or "")
         )
-        return tuple(name for name in names if name not in held)
     there = {layers.stored(_module_of(name)) for name in held if _is_whole(name, adapter)} | {*adapted}
     guesses = [
         f"{PEFT_PREFIX}{module}.weight"
         for module, leaves in layers.modules.items()
-        if "weight" in leaves and module not in there and _is_saved(module, entries) and not layers.is_beyond(module)
+        if "weight" in leaves and module not in there and is_saved(module, entries) and not layers.is_beyond(module)
     ]
     guesses += [
         name
         for module in dict.fromkeys(map(_module_of, held))
-        if module not in adapted and _is_saved(module, entries)
+        if module not in adapted and is_saved(module, entries)
         for leaf in _leaves(module, layers)
         if (name := f"{PEFT_PREFIX}{module}.{leaf}") not in held
+    ]
+    modules = {*adapted, *(_module_of(name) for name in held if _is_whole(name, adapter))}
+    code = layers.code
+    classes = code.likely(adapter.config.fields, modules)
+    guesses += [
+        f"{PEFT_PREFIX}{pattern}.weight"
+        for pattern in code.patterns()
+        if "#" not in pattern and pattern not in modules and is_saved(pattern, entries)
+        if any(not code.lacking((pattern,), name) for name in classes)
     ]
     heads = tuple(entry for entry in entries if entry in HEADS_OF_TASKS)
     # Of a task's heads PEFT adds all names, and the model has one of them.
     of_task = heads and adapter.config.fields.get("task_type") in (*_LABELLED, "QUESTION_ANS")
-    if of_task and not any(_is_saved(_module_of(name), heads) for name in held):
+    if of_task and not any(is_saved(_module_of(name), heads) for name in held):
         guesses.append(f"{PEFT_PREFIX}{heads[0]}.weight")
     return tuple(guesses)
 
@@ -183,9 +248,14 @@ def lacking_unknown(names: tuple[str, ...]) -> tuple[LayerResult, ...]:
     return tuple(LayerResult(module, "unknown", reason=reason) for module in dict.fromkeys(map(_module_of, names)))
 
 
-def lacking_tokens(adapter: Adapter) -> Iterator[Finding]:
-    """Tokens that the config names and of which the file holds no values at all."""
-    held = any(name.endswith("trainable_tokens_delta") for name in adapter.weights.tensors)
+def lacking_tokens(adapter: Adapter, left_out: Collection[str]) -> Iterator[Finding]:
+    """Tokens that the config names and of which the file holds no values at all.
+
+    Args:
+        adapter: The adapter.
+        left_out: Tensors of the file for which the model has no module.
+    """
+    held = any(name.endswith("trainable_tokens_delta") and name not in left_out for name in adapter.weights.tensors)
     # Other methods' configs have no such field, and PEFT leaves it out.
     if adapter.config.peft_type not in ("LORA", "ADALORA"):
         return
@@ -219,11 +289,6 @@ def _leaves(module: str, layers: BaseLayers) -> Iterator[str]:
         yield "weight"
     if code.bias if known and code is not None and code.bias is not None else f"{stored}.bias" in layers.base.files:
         yield "bias"
-
-
-def _is_saved(module: str, entries: tuple[str, ...]) -> bool:
-    parts = module.split(".")
-    return any(".".join(parts[:at]).endswith(entries) for at in range(1, len(parts) + 1))
 
 
 def _shape_of(module: str, leaf: str, layers: BaseLayers, shared: SharedTensors) -> tuple[int, ...] | None:

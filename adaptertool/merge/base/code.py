@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptertool.merge.base.names import Names
 from adaptertool.merge.base.paths import numbers_in, pattern_of, with_numbers
 from adaptertool.merge.base.ties import Tie
+from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -71,7 +72,8 @@ class _Entry:
     parts: Mapping[str, tuple[str, tuple[str, ...]]]
     names: Names
     prefixes: tuple[str, ...]
-    classes: tuple[str, ...]
+    classes: Mapping[str, frozenset[str]]
+    generating: frozenset[str]
     ties: tuple[_TieRule, ...]
     counts: Mapping[str, str]
     moved: Mapping[str, str]
@@ -117,7 +119,72 @@ class ModelCode:
     @property
     def classes(self) -> tuple[str, ...]:
         """The model classes of this type, as far as the table knows them."""
-        return self._entry.classes if self._entry else ()
+        return tuple(self._entry.classes) if self._entry else ()
+
+    @property
+    def generating(self) -> frozenset[str]:
+        """Those of them that generate text."""
+        return self._entry.generating if self._entry else frozenset()
+
+    def lacking(self, modules: Collection[str], name: str) -> tuple[str, ...]:
+        """Those of some module paths that a class of this type certainly has not: it has no parameters there.
+
+        Args:
+            modules: The paths.
+            name: The class.
+        """
+        roots = self._entry.classes.get(name, frozenset()) if self._entry else frozenset()
+        parts = [path for _, paths in self._other_parts() for path in paths]
+        return tuple(module for module in modules if not _is_under(module, roots, parts))
+
+    def likely(self, adapter: Mapping[str, Any], modules: Collection[str]) -> tuple[str, ...]:
+        """The classes on which an adapter may have been trained that have all of its modules, as far as the table tells.
+
+        PEFT writes the class of the model (`auto_mapping`) where its own config names no task.
+
+        Args:
+            adapter: The adapter's config.
+            modules: Paths of the modules that its file names.
+        """
+        named = adapter.get("auto_mapping")
+        trained = named.get("base_model_class") if isinstance(named, dict) else None
+        task = adapter.get("task_type")
+        end = _TASK_CLASSES.get(task) if isinstance(task, str) else None
+        names = [trained] if trained in self.classes else self.classes
+        if trained not in self.classes and end is not None:
+            names = [name for name in self.classes if (name in self.generating if not end else name.endswith(end))]
+        return tuple(name for name in names if isinstance(name, str) and not self.lacking(modules, name))
+
+    def lists(self, module: str) -> bool:
+        """Whether a class of this type has this layer under this very name, as far as the table has layers.
+
+        Args:
+            module: Its path in the live model.
+        """
+        numbers = numbers_in(module)
+        return pattern_of(module) in self._listed and all(number == str(layer_number(number)) for number in numbers)
+
+    def stands(self, module: str) -> bool:
+        """Whether a class of this type has layers beside a module, or is known to have parameters in it.
+
+        Args:
+            module: Its path in the live model.
+        """
+        pattern = pattern_of(module)
+        head = f"{pattern.partition('.#.')[0]}.#" if ".#." in pattern else pattern.rpartition(".")[0]
+        return head in self._holders or any(
+            pattern in roots for roots in (self._entry.classes.values() if self._entry else ())
+        )
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        return frozenset(self.patterns())
+
+    @cached_property
+    def _holders(self) -> frozenset[str]:
+        """The modules that hold layers, as patterns."""
+        steps = (pattern.split(".") for pattern in self._listed)
+        return frozenset(".".join(parts[:end]) for parts in steps for end in range(1, len(parts)))
 
     def ties(self, classes: Collection[str] = ()) -> tuple[Tie, ...]:
         """The layers that are one tensor under this config, as patterns; empty where the code is not known.
@@ -282,6 +349,24 @@ class ModelCode:
         return value if isinstance(value, dict) else None
 
 
+_TASK_CLASSES = {
+    "CAUSAL_LM": "",
+    "SEQ_2_SEQ_LM": "",
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+"""How the classes are called that PEFT's tasks are for; empty for those that generate text, which go by many names."""
+
+
+def _is_under(module: str, roots: Collection[str], parts: Collection[str]) -> bool:
+    """Whether a module stands at one of these paths or below, or in a part of another type, of which they say nothing."""
+    at = next((part for part in parts if module.startswith(f"{part}.")), None)
+    if at is not None:
+        return any(f"{at}.".startswith(f"{root}.") or root.startswith(f"{at}.") for root in roots)
+    return any(f"{module}.".startswith(f"{root}.") for root in roots)
+
+
 def table_version() -> str:
     """The transformers version that the table was made from."""
     return str(_table()["transformers"])
@@ -310,7 +395,8 @@ def _entry(model_type: str) -> _Entry | None:
         {part: (model_type, tuple(paths)) for part, (model_type, *paths) in entry["parts"].items()},
         Names(rules, entry["prefixes"]),
         tuple(entry["prefixes"]),
-        tuple(entry["classes"]),
+        {name: frozenset(roots) for name, roots in entry["classes"].items()},
+        frozenset(entry["generating"]),
         tuple(_tie_rule(rule) for rule in entry["ties"]),
         entry["counts"],
         entry["moved"],
@@ -354,17 +440,3 @@ def runs_by_ties(model_type: str | None) -> bool:
     the config said when it was loaded.
     """
     return model_type in _RUN_BY_TIES
-
-
-def load_dtype(config: Mapping[str, Any]) -> str | None:
-    """The dtype in which transformers 5 loads a base by default: what its config says; None where it says nothing.
-
-    Then the stored dtype counts. (transformers 4 loads float32 unless it is asked for another.)
-    """
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict):
-            for key in ("dtype", "torch_dtype"):
-                value = part.get(key)
-                if isinstance(value, str) and value in ("float64", "float32", "float16", "bfloat16"):
-                    return value
-    return None

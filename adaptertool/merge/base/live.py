@@ -64,6 +64,10 @@ class LiveModel:
         renamed: Where the file stores them: module path -> module in the file, as transformers itself renames at loading.
         name: The model's class.
         bare: Its modules that have no weight.
+        parameters: The shapes of all of its parameters and buffers, by name.
+        generates: Whether it generates text.
+        today: What PEFT renames at loading, of the paths that were asked for: LoRA's alone, from names of older versions of
+            the model's code.
     """
 
     layers: Mapping[str, CodeLayer]
@@ -71,6 +75,13 @@ class LiveModel:
     renamed: Mapping[str, str]
     name: str
     bare: frozenset[str]
+    parameters: Mapping[str, tuple[int, ...]]
+    generates: bool
+    today: Mapping[str, str]
+
+    def has(self, module: str) -> bool:
+        """Whether it has a module under this name."""
+        return module in self.layers or module in self.bare
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -130,7 +141,17 @@ def _build_live_model(
         return None
     layers = {path: layer for path, module in best.named_modules() if (layer := _layer(module)) is not None}
     bare = frozenset(path for path, module in best.named_modules() if path and not hasattr(module, "weight"))
-    return LiveModel(layers, ties_of(best), _renamed(best, {*layers}, stored), type(best).__name__, bare)
+    parameters = {**best.state_dict(), **dict(best.named_parameters(remove_duplicate=False))}
+    return LiveModel(
+        layers,
+        ties_of(best),
+        _renamed(best, {*layers}, stored),
+        type(best).__name__,
+        bare,
+        {name: tuple(tensor.shape) for name, tensor in parameters.items()},
+        hasattr(best, "prepare_inputs_for_generation"),
+        _today(best, {*layers, *bare}, modules) if adapter.get("peft_type") == "LORA" else {},
+    )
 
 
 def _build_errors() -> tuple[type[Exception], ...]:
@@ -238,3 +259,26 @@ def _renamed(model: PreTrainedModel, modules: set[str], stored: Iterable[str]) -
         if converted is None and module in modules and leaf == name.rpartition(".")[2]:
             renamed[module] = name.rpartition(".")[0]
     return renamed
+
+
+def _today(model: PreTrainedModel, paths: set[str], modules: Iterable[str]) -> dict[str, str]:
+    """What PEFT calls modules that transformers' own rules rename, where the model has such a one.
+
+    Source: `convert_peft_adapter_state_dict_for_transformers` in `peft/utils/transformers_weight_conversion.py`, read at
+    0.21.2. It takes back what only shortens a name.
+    """
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:
+        return {}
+    if get_checkpoint_conversion_mapping(model.config.model_type) is None:  # type: ignore[no-untyped-call]
+        return {}
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    found = {}
+    for module in modules:
+        renamed, _ = rename_source_key(f"{module}.lora_A.weight", renamings, [])
+        today = renamed.removesuffix(".lora_A.weight")
+        if module not in paths and today in paths and not module.endswith(today):
+            found[module] = today
+    return found
