@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from adaptertool.merge.trial.arithmetic import merge_bias
 from adaptertool.operations.check_merge import check_merge
@@ -67,6 +69,38 @@ def test_lora_puts_a_saved_head_back(base_of: Callable[[str], Path], tmp_path: P
 def test_lora_with_a_bias_merges_where_peft_merges(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> None:
     adapter = save_adapter(RECIPES[name], base_of(name), tmp_path / "adapter", lora_bias=True, lora_alpha=5)
     agree(check_merge(adapter, base_of(name), threshold=1.0), merge_by_peft(RECIPES[name], base_of(name), adapter))
+
+
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [(0.1, "mergeable"), (100.0, "lossy"), (float("nan"), "not-mergeable")],
+)
+@pytest.mark.parametrize("lora", [{}, {"lora_bias": True}], ids=["beft", "lora"])
+def test_the_copy_of_an_output_layer_takes_the_bases_place(
+    lora: dict[str, Any], own: float, verdict: str, tmp_path: Path
+) -> None:
+    """PEFT saves the weight and bias of an adapted output layer, and loads them over the base's."""
+    recipe = replace(RECIPES["phi"], target=["lm_head"])
+    base = save_base(recipe, tmp_path / "base", torch.bfloat16)
+    adapter = save_adapter(recipe, base, tmp_path / "adapter", std=0.1, **lora)
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    copy = tensors["base_model.model.lm_head.base_layer.bias"]
+    save_file({**tensors, "base_model.model.lm_head.base_layer.bias": torch.full_like(copy, own)}, file)
+    report = check_merge(adapter, base)
+    assert report.verdict == verdict
+    fails = whole_merge_fails(recipe, base, adapter)
+    assert (fails is not None) == (verdict == "not-mergeable")
+    if fails is None:
+        (update,) = (tensor for name, tensor in tensors.items() if name.endswith(("beft_bias", "lora_B.bias")))
+        scale = 8 / 2 if lora else 1
+        merged = merge_by_peft(recipe, base, adapter).biases["lm_head"]
+        assert merged is not None
+        before = torch.tensor(own).bfloat16().double()
+        lost = (merged.detach().double() - before - scale * update.flatten().double()).norm()
+        assert report.layers[0].rounding_loss == pytest.approx(
+            (lost / (scale * update.double()).norm()).item(), rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3.5-hybrid", "gpt2", "llava", "t5"])

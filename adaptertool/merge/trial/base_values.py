@@ -50,7 +50,10 @@ class BaseValues:
         names = [
             merge.layer.bias
             for merge in merges
-            if merge.layer.status == "ok" and merge.update is not None and merge.layer.bias is not None
+            if merge.layer.status == "ok"
+            and merge.update is not None
+            and merge.layer.bias is not None
+            and merge.copied_bias is None
         ]
         local = self._base.folder.kind == "local"
         blocked = any(merge.layer.status == "blocked" for merge in merges)

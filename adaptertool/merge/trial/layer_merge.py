@@ -26,6 +26,7 @@ class LayerMerge:
         update: The bias that the adapter adds to the base's, if it does.
         product: What the adapter adds to its weight, where that is a product of two tensors.
         copy: A weight in the adapter's own file, which takes the base's place: PEFT saves one of each adapted embedding.
+        copied_bias: The same of its bias.
     """
 
     adapted: AdaptedLayer
@@ -33,6 +34,7 @@ class LayerMerge:
     update: BiasUpdate | None
     product: Product | None
     copy: TensorInfo | None
+    copied_bias: TensorInfo | None
 
     @property
     def of_tokens(self) -> bool:
@@ -62,7 +64,8 @@ def layer_merge(adapter: Adapter, rule: MergeRule, adapted: AdaptedLayer, layer:
     fields = adapter.config.fields
     bias = rule.bias if rule.bias is not None and rule.bias.wanted(fields) and not is_token_layer(adapted) else None
     wrapper = "token_adapter." if "token_adapter.trainable_tokens_delta" in adapted.tensors else ""
-    copy = adapter.weights.tensors.get(f"{PEFT_PREFIX}{adapted.module}.{wrapper}base_layer.weight")
+    wrapped = f"{PEFT_PREFIX}{adapted.module}.{wrapper}base_layer"
+    copies = (adapter.weights.tensors.get(f"{wrapped}.{leaf}") for leaf in ("weight", "bias"))
     # The tensors of a layer that is blocked need not be what its product takes.
     product = rule.product(fields, adapted.module, adapted.tensors) if layer.status == "ok" else None
-    return LayerMerge(adapted, layer, bias, product, copy)
+    return LayerMerge(adapted, layer, bias, product, *copies)

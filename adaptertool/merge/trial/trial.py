@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adaptertool.checkpoint.header import TensorInfo
     from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.merge.adapter.case import Case
     from adaptertool.merge.base.layer import Layer
@@ -211,16 +212,35 @@ class Trial:
             "the base layer is a convolution, for which this method's merge computes something else than its layer does"
         )
 
+    def _bias_of(self, merge: LayerMerge, update: TensorInfo | None) -> tuple[TensorInfo | None, NDArray[Any] | None]:
+        """The bias that is added to: the adapter's own copy where PEFT loads one over the base's, else the base's.
+
+        Returns:
+            How it is stored, None where no file holds one or it was not read; and its values, None where nothing is added in
+            that dtype.
+        """
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, values_of
+
+        copied, name = merge.copied_bias, merge.layer.bias
+        # A copy of another shape is told with the other misfits: PEFT raises at loading.
+        if copied is not None and merge.layer.has_bias and (update is None or copied.numel == update.numel):
+            floats = DTYPE_NAMES.get(copied.dtype) in FLOATS
+            return copied, self._values.of(copied).reshape(-1) if floats else None
+        stored = self._base_values.biases.get(name or "")
+        if stored is None or name is None:
+            return None, None
+        info = self.base.tensor(name)
+        return info, values_of(stored, info.dtype) if DTYPE_NAMES.get(info.dtype) in FLOATS else None
+
     def _try_bias(self, merge: LayerMerge, update: BiasUpdate, result: LayerResult) -> LayerResult:
         import numpy as np
 
         from adaptertool.merge.trial.arithmetic import merge_bias
-        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS, values_of
+        from adaptertool.projection.dtypes import DTYPE_NAMES, FLOATS
 
         tensor = merge.adapted.tensors.get(update.tensor)
-        stored = self._base_values.biases.get(merge.layer.bias or "")
-        info = None if stored is None or merge.layer.bias is None else self.base.tensor(merge.layer.bias)
-        unread = self._base_values.biases_unread is not None
+        info, bias = self._bias_of(merge, tensor)
+        unread = self._base_values.biases_unread is not None and merge.copied_bias is None
         if unread or merge.layer.elsewhere or (tensor is None and info is None):
             self.changes = self.changes or tensor is not None
             return result
@@ -232,7 +252,6 @@ class Trial:
             )
         fields = self.adapter.config.fields
         scale = update.scale(fields, merge.adapted.module) if update.scale is not None else 1.0
-        bias = values_of(stored, info.dtype) if stored is not None and info is not None else None
         dtype = self.dtype or DTYPE_NAMES[stored_as[-1]]
         self.dtypes.add(dtype)
         # What PEFT makes where the file holds nothing is zero; a method whose does not start there is asked for beforehand.
