@@ -113,6 +113,14 @@ class FloatBasis(WholeBasis):
         return cast_chains(generation.dtype, stored) if stored in FLOATS else []
 
 
+DEFAULT_DTYPE = "torch's default dtype is float32 when PEFT loads it, as it is without torch.set_default_dtype."
+"""The condition of what PEFT draws in no dtype of its own choice.
+
+Source: VeRA, PVeRA, TinyLoRA and RandLoRA's sparse bases name no dtype where they draw; all others do, or draw integers. Read
+and run at PEFT 0.21.2.
+"""
+
+
 def kaiming_bound(fan_in: int) -> float:
     """The bound of `kaiming_uniform_(a=math.sqrt(5))`: 1/sqrt(fan_in) but for torch's own order of operations.
 
@@ -158,6 +166,11 @@ class RandLoraBasis(FloatBasis):
     rank: int
     larger: int
     smaller: int
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Sparse bases are drawn in torch's default dtype."""
+        return () if self.name == "dense" else (DEFAULT_DTYPE,)
 
     @property
     def bases(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from adaptertool.projection.basis import FloatBasis
+from adaptertool.projection.basis import DEFAULT_DTYPE, FloatBasis
 from adaptertool.projection.drawn import Drawn, Plain
 from adaptertool.projection.generation import Generation
 
@@ -52,6 +52,7 @@ class GaussianMatrices(FloatBasis):
         capability = torch.backends.cpu.get_cpu_capability()
         return (
             *self.conditions,
+            DEFAULT_DTYPE,
             f"A processor on which torch draws normal numbers with the kernels that it has here ({capability}).",
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adaptertool.projection.basis import FloatBasis
+from adaptertool.projection.basis import DEFAULT_DTYPE, FloatBasis
 from adaptertool.projection.drawn import Drawn, Plain
 from adaptertool.projection.generation import Generation
 from adaptertool.projection.sampler import WordStream, ahead, uniform_float32
@@ -46,6 +46,11 @@ class KaimingPair(FloatBasis):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A is drawn first, then B."""
         return dict(zip(self.kinds, ((self.rows, self.in_features), (self.out_features, self.columns)), strict=True))
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """PEFT names no dtype."""
+        return (DEFAULT_DTYPE,)
 
     @property
     def generations(self) -> list[Generation]:
