@@ -19,6 +19,7 @@ BEFT = PlainMethod(
             "with a method that changes weights, such as LoRA",
             quantised=BACKENDS,
             alone=True,
+            squeezed=True,
         ),
         kinds=LINEAR,
         tensors=lambda _, place, __: {"beft_bias": (1, place.out)},

@@ -40,6 +40,7 @@ class BiasUpdate:
         quantised: As in `MergeRule`, of a layer that has such a bias.
         alone: Whether it is all that the method merges.
         instead: How else it could be trained, so that no such bias is merged: the rest of "train it again".
+        squeezed: Whether a single value of it is added as a scalar, which takes no part in torch's type promotion.
     """
 
     tensor: str
@@ -49,6 +50,7 @@ class BiasUpdate:
     wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
     quantised: frozenset[str] = frozenset()
     alone: bool = False
+    squeezed: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from peft import BeftConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adaptertool.merge.trial.arithmetic import merge_bias
+from adaptertool.methods.beft import BEFT
 from adaptertool.operations.check_merge import check_merge
 from adaptertool.projection.dtypes import values_of
 from tests.merge.models import RECIPES, merge_by_peft, save_adapter, save_base, whole_merge_fails
@@ -138,6 +140,30 @@ def test_a_bfloat16_base_merges_in_bfloat16(tmp_path: Path, beft_of: Callable[[s
     _compare("qwen2", "bfloat16", base, beft_of("qwen2"), "beft_bias", 1.0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0.1, 60000.0])
+def test_a_single_bias_is_added_as_a_scalar(dtype: str, size: float) -> None:
+    """PEFT squeezes what BEFT trained: a single value takes no part in torch's type promotion."""
+    assert BEFT.merge is not None
+    assert BEFT.merge.bias is not None
+    for seed in range(20):
+        torch.manual_seed(seed)
+        base = torch.nn.Sequential(torch.nn.Linear(4, 1)).to(getattr(torch, dtype))
+        model = get_peft_model(base, BeftConfig(target_modules=["0"]))
+        stored = base.state_dict()["0.base_layer.bias"].clone()
+        (trained,) = (parameter for name, parameter in model.named_parameters() if "beft_bias" in name)
+        update = torch.nn.init.normal_(trained, std=size).detach().clone()
+        merge = merge_bias(_values(stored), _values(update), 1.0, dtype, squeezed=BEFT.merge.bias.squeezed)
+        if not merge.finite:
+            assert merge.noticed
+            with pytest.raises(ValueError, match="NaNs detected"):
+                model.merge_and_unload(safe_merge=True)
+            continue
+        expected = model.merge_and_unload(safe_merge=True).state_dict()["0.bias"]
+        kind = torch.int32 if dtype == "float32" else torch.int16
+        assert np.array_equal(merge.merged, expected.view(kind).numpy().view(merge.merged.dtype))
+
+
 def _compare(name: str, dtype: str, base: Path, adapter: Path, tensor: str, scale: float) -> None:
     outcome = merge_by_peft(RECIPES[name], base, adapter, getattr(torch, dtype))
     report = check_merge(adapter, base, dtype=dtype, threshold=10.0)
@@ -166,5 +192,5 @@ def _compare(name: str, dtype: str, base: Path, adapter: Path, tensor: str, scal
 
 
 def _values(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    names = {torch.float32: "F32", torch.bfloat16: "BF16"}
+    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
     return values_of(tensor.contiguous().view(torch.uint8).numpy().tobytes(), names[tensor.dtype])

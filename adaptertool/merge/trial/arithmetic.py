@@ -2,7 +2,8 @@
 
 PEFT computes `base.bias + update` where the update is float32 (`autocast_adapter_dtype`, the default, makes 16-bit adapter
 weights float32) and the bias has the base's dtype; the sum is float32 and is rounded once, to the base's dtype
-(`peft/tuners/beft/layer.py`, `peft/tuners/lora/layer.py`). For a float64 base everything is float64.
+(`peft/tuners/beft/layer.py`, `peft/tuners/lora/layer.py`). For a float64 base everything is float64. An update that PEFT
+squeezes to a scalar is rounded to the base's dtype first, and added in it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class BiasMerge:
     noticed: bool
 
 
-def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dtype: str) -> BiasMerge:
+def merge_bias(
+    bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dtype: str, *, squeezed: bool = False
+) -> BiasMerge:
     """Merge an update into a bias.
 
     Args:
@@ -49,12 +52,14 @@ def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dt
         update: The adapter's tensor as stored, of shape (out_features,).
         scale: What the method multiplies it by.
         dtype: The dtype in which the base is loaded, a key of `BIT_TYPES`.
+        squeezed: Whether a single value is added as a scalar.
     """
     work: type[np.floating[Any]] = np.float64 if dtype == "float64" else np.float32
     with np.errstate(over="ignore", invalid="ignore"):
         base = np.zeros(update.shape, work) if bias is None else rounded(bias, dtype).astype(work)
         scaled = update.astype(work) if scale == 1 else update.astype(work) * work(scale)
-        total = base + scaled
+        as_scalar = squeezed and update.size == 1
+        total = base + (rounded(scaled, dtype).astype(work) if as_scalar else scaled)
         merged = to_bits(total, dtype)
         arrived = from_bits(merged, dtype).astype(np.float64)
         wide = scaled.astype(np.float64)
@@ -70,7 +75,7 @@ def merge_bias(bias: NDArray[Any] | None, update: NDArray[Any], scale: float, dt
         _norm(base.astype(np.float64)),
         loss if loss is None or np.isfinite(loss) else None,
         finite,
-        not (whole and bool(np.isfinite(total).all())),
+        not (whole and bool(np.isfinite(arrived if as_scalar else total).all())),
     )
 
 

@@ -256,7 +256,7 @@ class Trial:
         self.dtypes.add(dtype)
         # What PEFT makes where the file holds nothing is zero; a method whose does not start there is asked for beforehand.
         values = np.zeros_like(bias) if tensor is None else self._values.of(tensor).reshape(-1)
-        merged = merge_bias(bias, values, scale, dtype)
+        merged = merge_bias(bias, values, scale, dtype, squeezed=update.squeezed)
         self.changes = self.changes or merged.update_norm != 0
         result = replace(
             result,
