@@ -144,7 +144,12 @@ def check_merge(
     base_model = _open_base(opened, base, base_revision, token)
     case = case_of(opened, rule, adapted, base_model, ask_model=ask_model)
     fitted = Fitting(case).fitted()
-    load = dtype or load_dtype(base_model)
+    load, unreadable = dtype, None
+    try:
+        load = load or load_dtype(base_model)
+    except (CorruptError, NotFoundError) as error:
+        # What can't be merged into can't, whatever the dtype.
+        unreadable = error
     trial = Trial(case, load, threshold, all_biases=all_biases)
     fitted, results = with_followers(case, fitted, trial.run(fitted.pairs))
     checked = with_open_questions(case, fitted, results)
@@ -163,6 +168,8 @@ def check_merge(
         tuple(trial.not_examined),
     )
     if report.verdict != "not-mergeable":
+        if unreadable is not None:
+            raise unreadable
         base_model.check_complete()
     return report
 

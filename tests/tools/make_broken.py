@@ -634,7 +634,7 @@ BASE_SHAPES: dict[str, list[int]] = {
 """A Llama of one layer, with nothing wrong."""
 
 
-LOADS_OR_NOT = ("layers-huge", "layers-infinite", "layers-string", "width-negative", "heads-zero")
+LOADS_OR_NOT = ("layers-infinite", "layers-string", "width-negative", "heads-zero")
 """What transformers makes of these numbers, merging a bias does not depend on."""
 
 
