@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adaptertool.merge.base.code import ModelCode, table_version
+from adaptertool.merge.base.code import ModelCode
+from adaptertool.merge.base.code_table import table_version
 from adaptertool.merge.base.names import Names, Resolution, is_quantized, modules_of, split_tensor
 from tests.tools.generate_bias_table import TABLE, bias_flags, entry_of, turned
 from tests.tools.model_trees import build, classes_of, default_config, layers_of, model_types, quiet, shrunk

@@ -1,32 +1,28 @@
 """What a model's code and config say about its layers: whether a layer exists, its kind, whether it is made with a bias.
 
 The code decides, not the file: `from_pretrained` leaves out biases that the code does not create, and creates the ones that a
-file lacks. The table beside this module was made from real transformers models (`tests/tools/generate_bias_table.py`), each
-built once as it is by default, once with each boolean field named like a bias turned around, and once with each number of
-layers lowered; and from the names that transformers 5 gives to a file's tensors at loading.
+file lacks.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from adaptertool.merge.base.names import Names
+from adaptertool.merge.base.code_table import entry_of
 from adaptertool.merge.base.paths import numbers_in, pattern_of, with_numbers
-from adaptertool.merge.base.ties import Tie
 from adaptertool.words import layer_number
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from adaptertool.merge.base.code_table import Kind
+    from adaptertool.merge.base.ties import Tie
+
 _STACK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks?)\.\d+\.")
 """The stack of layers, in code that is not known."""
-
-Kind = Literal["linear", "conv1d", "embedding", "experts", "conv", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -52,33 +48,6 @@ class CodeLayer:
     shape: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
-class _TieRule:
-    """A tie, the classes that have it, and the settings of these fields under which they do.
-
-    A setting has a letter for each field: `t` and `f` for true and false, `-` where the config does not say.
-    """
-
-    tie: Tie
-    classes: frozenset[str]
-    fields: tuple[str, ...]
-    settings: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    rules: Mapping[str, tuple[Kind, str]]
-    flags: Mapping[str, bool]
-    parts: Mapping[str, tuple[str, tuple[str, ...]]]
-    names: Names
-    prefixes: tuple[str, ...]
-    classes: Mapping[str, frozenset[str]]
-    generating: frozenset[str]
-    ties: tuple[_TieRule, ...]
-    counts: Mapping[str, str]
-    moved: Mapping[str, str]
-
-
 class ModelCode:
     """What is known of the code behind one base config.
 
@@ -92,7 +61,7 @@ class ModelCode:
         self.part = part
         model_type = config.get("model_type")
         self.model_type = model_type if isinstance(model_type, str) else None
-        self._entry = _entry(self.model_type) if self.model_type else None
+        self._entry = entry_of(self.model_type) if self.model_type else None
         self._weight_ties: list[tuple[str, ...]] | None = None
 
     @property
@@ -367,76 +336,9 @@ def _is_under(module: str, roots: Collection[str], parts: Collection[str]) -> bo
     return any(f"{module}.".startswith(f"{root}.") for root in roots)
 
 
-def table_version() -> str:
-    """The transformers version that the table was made from."""
-    return str(_table()["transformers"])
-
-
-@cache
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(Path(__file__).with_name("bias_table.json").read_bytes())
-    return table
-
-
-@cache
-def _entry(model_type: str) -> _Entry | None:
-    entry = _table()["models"].get(model_type)
-    if entry is None:
-        return None
-    rules: dict[str, tuple[Kind, str]] = {
-        pattern: (kind, rule)
-        for kind, by_rule in entry["layers"].items()
-        for rule, patterns in by_rule.items()
-        for pattern in patterns
-    }
-    return _Entry(
-        rules,
-        entry["flags"],
-        {part: (model_type, tuple(paths)) for part, (model_type, *paths) in entry["parts"].items()},
-        Names(rules, entry["prefixes"]),
-        tuple(entry["prefixes"]),
-        {name: frozenset(roots) for name, roots in entry["classes"].items()},
-        frozenset(entry["generating"]),
-        tuple(_tie_rule(rule) for rule in entry["ties"]),
-        entry["counts"],
-        entry["moved"],
-    )
-
-
-def _tie_rule(rule: Mapping[str, Any]) -> _TieRule:
-    tie = Tie(rule["leaf"], tuple(rule["layers"]), rule["source"], rule["embedding"], tuple(rule["followers"]))
-    return _TieRule(tie, frozenset(rule["classes"]), tuple(rule["fields"]), frozenset(rule["settings"]))
-
-
 def _bias_fields(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, bool]]:
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _bias_fields(value, f"{path}{name}.")
         elif "bias" in name and isinstance(value, bool):
             yield path + name, value
-
-
-_SCALED = ("gemma", "t5gemma", "vaultgemma", "diffusion_gemma", "embedding_gemma", "minicpm3")
-
-
-def scales_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether the model's embedding module multiplies what it looks up by a factor.
-
-    Source: the classes named `*ScaledWordEmbedding` in transformers 5.23. Gemma's always do, those of BART's family where
-    `scale_embedding` is set.
-    """
-    text = config.get("text_config")
-    parts = [config, text] if isinstance(text, dict) else [config]
-    return any(part.get("scale_embedding") is True or str(part.get("model_type")).startswith(_SCALED) for part in parts)
-
-
-_RUN_BY_TIES = ("switch_transformers", "udop", "umt5")
-
-
-def runs_by_ties(model_type: str | None) -> bool:
-    """Whether models of this type compute something else where their config ties embeddings.
-
-    Source: the `forward` methods in transformers 5.23 that ask for `config.tie_word_embeddings`. T5 and LongT5 remember what
-    the config said when it was loaded.
-    """
-    return model_type in _RUN_BY_TIES

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from adaptertool.merge.base.code import Kind
+    from adaptertool.merge.base.code_table import Kind
     from adaptertool.merge.base.ties import Tie
 
 _TASK_CLASSES = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.merge.adapter.saved import saved_entries
 from adaptertool.merge.adapter.tokens import is_token_layer
-from adaptertool.merge.base.code import runs_by_ties, scales_embeddings
+from adaptertool.merge.base.embeddings import runs_by_ties, scales_embeddings
 from adaptertool.merge.base.paths import pattern_of
 from adaptertool.merge.base.read_layers import is_read, is_read_in_steps, own_forward
 
