@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import OWN_NAME
-from adaptertool.merge.adapter.saved import saved_modules
+from adaptertool.merge.adapter.saved import adapted_heads, saved_modules
 from adaptertool.merge.adapter.tokens import misfits_of_copies
 from adaptertool.merge.adapter.whole import (
     heads_that_differ,
@@ -68,6 +68,7 @@ def findings_of(
         yield from mismatch_findings(case.mismatched)
     yield from heads_that_differ(adapter, layers)
     yield from lacking_tokens(adapter, placement.accounted.left_out)
+    yield from adapted_heads(adapter, placement.modules)
     yield from saved_modules(adapter, case.rule, case.adapted, case.live.bare if case.live is not None else ())
     yield from misfits_of_copies(placement.tokens)
     yield from (one for one in beside if isinstance(one, Finding))

@@ -151,6 +151,19 @@ def test_heads_that_a_task_adds(classifier: Path, tmp_path: Path) -> None:
     assert check_merge(adapter, classifier).verdict == "not-mergeable"
 
 
+@pytest.mark.parametrize(("task", "error"), [("SEQ_CLS", KeyError), ("TOKEN_CLS", TypeError)])
+def test_heads_that_a_task_adds_and_the_method_adapts(
+    task: str, error: type[Exception], classifier: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(target_modules=["q_proj", "score"], r=2)
+    adapter = trained(classifier, tmp_path / "adapter", config)
+    assert check_merge(adapter, classifier).verdict == "mergeable"
+    renamed(adapter, lambda name: name, task_type=task)
+    with pytest.raises(error, match=r"score|modules_to_save"):
+        PeftModel.from_pretrained(transformers.LlamaForSequenceClassification.from_pretrained(classifier), adapter)
+    assert check_merge(adapter, classifier).verdict == "not-mergeable"
+
+
 def test_more_labels_in_the_config_than_in_the_file(classifier: Path, tmp_path: Path) -> None:
     adapter = trained(classifier, tmp_path / "adapter", CONFIGS["lora"])
     base = with_config(classifier, tmp_path / "base", num_labels=3)

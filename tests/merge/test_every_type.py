@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,10 +39,16 @@ if TYPE_CHECKING:
 VERDICTS = {"raises": "not-mergeable", "right": "mergeable", "wrong": "lossy"}
 
 
+@cache
+def plain_logits(family: str, tied: bool | None) -> torch.Tensor:
+    """What the base computes."""
+    return logits(base(family, tied=tied))
+
+
 def outcome(written: Written) -> str:
     """What PEFT's merge of the saved adapter does: `raises`, `right` or `wrong`."""
     model = written.loaded(written.folder)
-    plain = logits(base(written.family, tied=written.tied))
+    plain = plain_logits(written.family, written.tied)
     try:
         before, trained = logits(model), written.logits
     except (AttributeError, ValueError):

@@ -162,6 +162,7 @@ def test_values_that_no_training_makes(
         ("LORA", {"velora_config": {"scale": -1}}),
         ("LORA", {"velora_config": {"init_type": "x"}}),
         ("ADALORA", {"rank_pattern": {"q_proj": "x"}}),
+        ("LOHA", {"alpha_pattern": {"q_proj": "x"}}),
         ("ADALORA", {"monteclora_config": {"q_proj": "x"}}),
     ],
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from adaptertool.findings import Finding
 from adaptertool.merge.adapter.adapted import PEFT_PREFIX
-from adaptertool.merge.adapter.settings import table
+from adaptertool.merge.adapter.settings import HEADS_OF_LABELS, table
 from adaptertool.merge.result import LayerResult
 
 if TYPE_CHECKING:
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from adaptertool.merge.adapter.adapted import AdaptedLayer
     from adaptertool.methods.merging import MergeRule
 
-HEADS_OF_TASKS = ("classifier", "score", "qa_outputs")
+_HEADS_OF = {"SEQ_CLS": HEADS_OF_LABELS, "TOKEN_CLS": HEADS_OF_LABELS, "QUESTION_ANS": ("qa_outputs",)}
+
+HEADS_OF_TASKS = (*HEADS_OF_LABELS, "qa_outputs")
 """What PEFT adds to the entries for a task, whatever the model calls its head (`peft/peft_model.py`)."""
-
-
-_HEADS_OF = {"SEQ_CLS": HEADS_OF_TASKS[:2], "TOKEN_CLS": HEADS_OF_TASKS[:2], "QUESTION_ANS": HEADS_OF_TASKS[2:]}
 
 
 def saved_entries(adapter: Adapter) -> tuple[str, ...]:
@@ -110,6 +109,26 @@ def saved_modules(
             tuple(name for name in adapter.weights.tensors if f".{module}." in f".{name}"),
             1,
         )
+
+
+def adapted_heads(adapter: Adapter, modules: Iterable[str]) -> Iterator[Finding]:
+    """The heads that PEFT saves whole for the adapter's task, and to which its method attaches before that.
+
+    Args:
+        adapter: The adapter.
+        modules: The layers that the method attaches to.
+    """
+    task = adapter.config.fields.get("task_type")
+    heads = _HEADS_OF.get(task, ()) if isinstance(task, str) else ()
+    both = [
+        module for module in modules if heads and module.endswith(heads) and is_saved(module, saved_entries(adapter))
+    ]
+    if both:
+        message = (
+            f"The config targets {both[0]}, and PEFT saves it whole for {task}; it raises TypeError: modules_to_save cannot "
+            "be applied to modules of its own type"
+        )
+        yield Finding("ADP207", message, count=len(both))
 
 
 def _paths(tensors: Iterable[str]) -> set[str]:

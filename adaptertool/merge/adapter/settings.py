@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from adaptertool.methods.merging import MergeRule
 
 
+HEADS_OF_LABELS = ("classifier", "score")
+"""What PEFT calls the heads of models that classify, whatever the model calls its own (`peft/peft_model.py`)."""
+
+
 def settings_of(config: AdapterConfig, model_type: str | None) -> dict[str, Any]:
     """The fields of a config as PEFT has them: those that its class has, with its defaults.
 
@@ -89,6 +93,10 @@ def odd_settings(config: AdapterConfig) -> str | None:
         taken = taken and not (name == "modules_to_save" and isinstance(value, str))
         if not taken or (name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value <= 1):
             return f"its config says {shortened(repr(value))} for {name}, which no PEFT writes: it may raise for that"
+        for module, number in value.items() if name.endswith("_pattern") and isinstance(value, dict) else ():
+            if number is None or isinstance(number, (str, dict)):
+                shown = shortened(repr(number))
+                return f"its config says {shown} for {module!r} in {name}, which no PEFT writes: it may raise for that"
     return None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptertool import patterns
 from adaptertool.errors import CorruptError
-from adaptertool.merge.adapter.settings import table
+from adaptertool.merge.adapter.settings import HEADS_OF_LABELS, table
 from adaptertool.methods.base import ALL_LINEAR
 from adaptertool.words import layer_number
 
@@ -81,6 +81,9 @@ class Targets:
         self._excluded = self._names(fields, "exclude_modules") or ()
         saved = self._names(fields, "modules_to_save") or ()
         self._saved = (saved,) if isinstance(saved, str) else saved
+        if config.fields.get("task_type") == "SEQ_CLS" and "modules_to_save" in known:
+            # Of the tasks that have heads, PEFT adds this one's before it attaches anything.
+            self._saved += HEADS_OF_LABELS
         self._indices = self._layer_indices(fields)
         prefixes = self._names(fields, "layers_pattern") or ()
         self._patterns = (prefixes,) if isinstance(prefixes, str) else prefixes
