@@ -163,6 +163,8 @@ def test_values_that_no_training_makes(
         ("LORA", {"velora_config": {"init_type": "x"}}),
         ("ADALORA", {"rank_pattern": {"q_proj": "x"}}),
         ("LOHA", {"alpha_pattern": {"q_proj": "x"}}),
+        ("TRAINABLE_TOKENS", {"task_type": "TOKEN_CLS"}),
+        ("TRAINABLE_TOKENS", {"task_type": "QUESTION_ANS"}),
         ("ADALORA", {"monteclora_config": {"q_proj": "x"}}),
     ],
 )

@@ -38,6 +38,24 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, tor
     config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
 
 
+@pytest.mark.parametrize(("size", "verdict"), [(16, "mergeable"), (3, "not-mergeable")])
+def test_a_tensor_of_the_bases_that_the_config_does_not_name(size: int, verdict: str, tmp_path: Path) -> None:
+    """PEFT loads it over the base's own."""
+    model = MODELS["llama"]
+    save_base(model, tmp_path / "base", tied=False)
+    save_adapter(load_base(model, tmp_path / "base"), lora(), tmp_path / "adapter")
+    norm = {"base_model.model.model.norm.weight": torch.full((size,), 7.0)}
+    edit(tmp_path / "adapter", lambda tensors: {**tensors, **norm})
+    base = load_base(model, tmp_path / "base")
+    if verdict == "mergeable":
+        merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload(safe_merge=True)
+        assert torch.equal(merged.state_dict()["model.norm.weight"], torch.full((size,), 7.0))
+    else:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    assert codes_of(tmp_path / "adapter", tmp_path / "base")[0] == verdict
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(
     "fields",

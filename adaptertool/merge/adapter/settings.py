@@ -66,6 +66,10 @@ def _refused_by_all(config: AdapterConfig) -> str | None:
     bias = settings.get("bias", "none")
     if not (isinstance(bias, str) and (bias in ("none", "all") or bias.endswith("_only"))):
         return f"its config says {bias!r} for bias, for which PEFT raises"
+    if settings.get("task_type") in ("TOKEN_CLS", "QUESTION_ANS") and "modules_to_save" not in settings:
+        return (
+            f"its config says {settings['task_type']} for task_type, for which PEFT raises TypeError with this method"
+        )
     if config.peft_type == "OFT" and "oft_block_size" not in config.fields:
         return "it was written by a PEFT before 0.14, whose OFT was another: newer ones raise ValueError"
     pattern = isinstance(settings.get("target_modules"), str)

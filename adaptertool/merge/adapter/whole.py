@@ -269,11 +269,14 @@ def lacking_tokens(adapter: Adapter, left_out: Collection[str]) -> Iterator[Find
 
 
 def _is_whole(name: str, adapter: Adapter) -> bool:
-    """Whether a tensor stands in the base's place: of a module to save, an embedding that was saved beside, or a bias."""
+    """Whether a tensor stands in the base's place: of a module to save, an embedding that was saved beside, or a bias.
+
+    PEFT loads whatever else has the name of one of the model's own parameters, too.
+    """
     if not name.startswith(PEFT_PREFIX):
         return False
     role = method_of(adapter.config).role(name, adapter.config)
-    return role in ("saved-module", "bias") or name.endswith(("base_layer.weight", "base_layer.bias"))
+    return role in ("saved-module", "bias", "other") or name.endswith(("base_layer.weight", "base_layer.bias"))
 
 
 def _module_of(name: str) -> str:
