@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,10 +15,15 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     GteConfig,
     GteModel,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     OPTConfig,
     OPTForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -34,6 +39,9 @@ from adaptertool.merge.base.code import ModelCode
 from adaptertool.merge.base.files import Base
 from adaptertool.merge.base.layers import BaseLayers
 from tests.methods.written import shake
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
@@ -198,3 +206,37 @@ def test_a_norm_that_transformers_renames() -> None:
     config = {"model_type": "inkling2_text"}
     layers = BaseLayers(Base(LocalFolder(Path()), config, {stored: ""}), ModelCode(config))
     assert layers.needs_weight(live, trained=True).status == "unknown"
+
+
+@pytest.fixture
+def unset_memory_is_nan() -> Iterator[None]:
+    """What nobody sets is NaN: see `torch.utils.deterministic.fill_uninitialized_memory`."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.usefixtures("unset_memory_is_nan")
+@pytest.mark.parametrize(
+    ("config", "model_class", "verdict"),
+    [(GPT2Config, GPT2LMHeadModel, "mergeable"), (OpenAIGPTConfig, OpenAIGPTLMHeadModel, "unknown")],
+)
+def test_biases_that_transformers_makes_and_does_not_set(
+    config: type[PretrainedConfig], model_class: type[PreTrainedModel], verdict: str, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 32, "n_positions": 32}
+    base = model_class(config(**sizes))
+    base.save_pretrained(tmp_path / "base")
+    adapted(base, LoraConfig(target_modules=["c_attn"], lora_bias=True, fan_in_fan_out=True), tmp_path / "adapter")
+    assert adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base").verdict == "mergeable"
+    path = tmp_path / "base" / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if not name.endswith("c_attn.bias")}
+    save_file(kept, path, {"format": "pt"})
+    assert adaptertool.check_merge(tmp_path / "adapter", tmp_path / "base").verdict == verdict
+    loaded = PeftModel.from_pretrained(model_class.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    if verdict == "mergeable":
+        loaded.merge_and_unload(safe_merge=True)
+    else:
+        with pytest.raises(ValueError, match="NaNs detected"):
+            loaded.merge_and_unload(safe_merge=True)

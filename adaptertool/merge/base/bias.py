@@ -75,6 +75,12 @@ class Biases:
             return replace(
                 layer, reason="transformers renames its bias at loading, and the file lacks the name that it has there"
             )
+        if found.module is not None and code is not None and self._is_never_set(layer, code):
+            return replace(
+                layer,
+                has_bias=True,
+                reason="the base stores no bias, and transformers makes one and does not set it: it holds what was in memory",
+            )
         if found.module is not None:
             because = f"{code.flag} is {_json(not code.turned)}" if code and code.flag else "the model's code has one"
             return replace(
@@ -90,6 +96,14 @@ class Biases:
             parent = self._stored.under_its_name(layer.module.rpartition(".")[0])
             return replace(layer, status="ok", bias=f"{parent}.bias" if f"{parent}.bias" in self._files else None)
         return self._absent.not_in_file(layer, found, trained=trained)
+
+    def _is_never_set(self, layer: Layer, code: CodeLayer) -> bool:
+        """Whether `from_pretrained` leaves a bias that the file lacks as memory was.
+
+        Source: `PreTrainedModel._init_weights` in transformers 5.23 knows no `Conv1D`, and of the models with such layers only
+        GPT-2's own does (run with `torch.utils.deterministic.fill_uninitialized_memory`).
+        """
+        return code.kind == "conv1d" and self._code.place(layer.module)[0].model_type != "gpt2"
 
     def _by_which_code(self, layer: Layer) -> Layer:
         says, holds = ("no", "a") if layer.bias is not None else ("a", "no")
