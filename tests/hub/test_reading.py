@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -196,7 +197,9 @@ def test_threads_share_a_file(hub: HubServer) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(part, range(36)))
-    assert file.bytes_read == content(hub.requests("storage"))
+    # A part is asked for twice, and once more where a connection broke and nothing of the answer was read.
+    times = Counter((entry.range, entry.body_bytes) for entry in hub.requests("storage"))
+    assert file.bytes_read == sum(min(count, 2) * size for (_, size), count in times.items())
 
 
 def test_what_it_costs_to_open_a_thousand_tensors(hub: HubServer) -> None:
