@@ -86,6 +86,15 @@ def load(base: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(base)
 
 
+def merge_each(base: Path, tensors: dict[str, torch.Tensor], scale: float) -> None:
+    """Merge each of an adapter's layers by itself into the base's file."""
+    weights = load_file(base / "model.safetensors")
+    for key in (key for key in tensors if "lora_A" in key):
+        stem = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        weights[f"{stem}.weight"] += scale * tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize("all_linear", [False, True])
 @pytest.mark.parametrize("name", BASES)
 def test_they_merge_as_they_were_trained(name: str, all_linear: bool, tmp_path: Path) -> None:
@@ -99,11 +108,7 @@ def test_they_merge_as_they_were_trained(name: str, all_linear: bool, tmp_path: 
     before = outputs(loaded)
     assert torch.allclose(outputs(loaded.merge_and_unload(safe_merge=True)), before, atol=1e-5)
     # The same as if each expert of transformers 4 had been merged by itself.
-    weights = load_file(base / "model.safetensors")
-    for key in (key for key in tensors if "lora_A" in key):
-        stem = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        weights[f"{stem}.weight"] += 2 * tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    merge_each(base, tensors, 2)
     assert torch.allclose(outputs(load(base)), before, atol=1e-5)
 
 
@@ -148,11 +153,7 @@ def test_rank_stabilised_scales(kept: tuple[str, ...], verdict: str, tmp_path: P
     loaded = PeftModel.from_pretrained(load(base), str(tmp_path / "adapter"))
     before = outputs(loaded)
     assert torch.allclose(outputs(loaded.merge_and_unload(safe_merge=True)), before, atol=1e-5)
-    weights = load_file(base / "model.safetensors")
-    for key in (key for key in tensors if "lora_A" in key):
-        stem = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        weights[f"{stem}.weight"] += 4 / 2**0.5 * tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    merge_each(base, tensors, 4 / 2**0.5)
     assert torch.allclose(outputs(load(base)), before, atol=1e-4) == (verdict == "mergeable")
 
 

@@ -80,7 +80,7 @@ def accounted(
         if not (of_layer or file.is_in_place(name, module, wrappers, leaf)) or file.is_no_token(name, leaf):
             left_out.append(name)
             continue
-        if wrappers[:1] == _COPIES[:1] or wrappers[:1] == _COPIES[1:]:
+        if wrappers and wrappers[0] in _COPIES:
             continue
         module = own.get(name) or module
         modules[module] = None
@@ -146,7 +146,7 @@ class _File:
         """Whether a tensor stands where PEFT has one of the base's: within a layer that it is attached to, or beside."""
         if not name.startswith(PEFT_PREFIX):
             return False
-        if wrappers[:1] and wrappers[0] in _COPIES:
+        if wrappers and wrappers[0] in _COPIES:
             # PEFT writes them and looks up none: all of them are that of the module's own name.
             twin = ".".join((PEFT_PREFIX + module, *wrappers[1:], leaf))
             biases = leaf == "bias" and self._config.fields.get("bias") == "all"
