@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adaptertool.words import layer_number
+from adaptertool.words import layer_number, plural
 
 if TYPE_CHECKING:
     from adaptertool.merge.base.code import ModelCode
@@ -44,9 +44,8 @@ class Absent:
 
     def beyond(self, layer: Layer) -> Layer:
         """A layer of which `is_beyond` is true."""
-        reason = (
-            f"the base's config says {self._code.layer_count(layer.module)} layers, so that the model has no such layer"
-        )
+        count = plural(self._code.layer_count(layer.module) or 0, "layer")
+        reason = f"the base's config says {count}, so that the model has no such layer"
         if not self._code.known:
             return replace(layer, reason=f"{reason}, if its code, which is not known, goes by that")
         return replace(layer, status="blocked", code="ADP202", reason=reason)
